@@ -1,0 +1,227 @@
+"""Interval rows and payloads, to the wire and back. Pure.
+
+The agent hands over rows (``IntervalRow``), the wire carries columns, and the collector appends columns
+to columns: nothing on the receiving side is done once per row in Python except where a row has no value
+for a quantity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import zstandard
+
+from flopwatch_proto import rows
+from flopwatch_proto.errors import PermanentError
+from flopwatch_proto.rows import Absence, Bucket
+from flopwatch_proto.v1 import telemetry_pb2 as pb
+
+RAW_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Largest payload before compression; a batch that says more is refused unread."""
+
+Columns = dict[str, list[Any]]
+"""Column name → one entry per row; None where there is no value."""
+
+Value = float | Absence
+
+_ROW_TEXTS: Final = tuple(name for name in rows.TEXTS if name != "slot")
+_CARD_TIMES: Final = tuple(q.name for q in rows.CARD_TIMES)
+_LENGTH_BY_SLOTS: Final = ("start_unix_ms", "duration_ms", "weight", "bucket")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntervalRow:
+    """One card, one job, one interval, as the agent makes it.
+
+    Attributes:
+        texts: of ``rows.TEXTS`` without slot; absent or None means not known.
+        card_times: of ``rows.CARD_TIMES``, whole weighted milliseconds.
+        values: of ``rows.QUANTITY_NAMES``; a name left out means ``Absence.MISSING``.
+    """
+
+    slot: str
+    start_unix_ms: int
+    duration_ms: int
+    bucket: Bucket
+    weight: float = 1.0
+    rogue: bool = False
+    texts: Mapping[str, str | None] = field(default_factory=dict)
+    card_times: Mapping[str, int] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
+
+
+class Strings:
+    """The dictionary of a message: text → index; 0 is null."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {"": 0}
+
+    def add(self, text: str | None) -> int:
+        """Return the index of the text, adding it when new; 0 for None."""
+        return self._index.setdefault(text or "", len(self._index))
+
+    def list(self) -> list[str]:
+        """Return the texts in the order of their indexes."""
+        return list(self._index)
+
+
+def encode_rows(interval_rows: Sequence[IntervalRow]) -> pb.IntervalRows:
+    """Return the rows as columns; quantities that no row has are left empty."""
+    message = pb.IntervalRows()
+    strings = Strings()
+    for row in interval_rows:
+        message.slot.append(strings.add(row.slot))
+        message.start_unix_ms.append(row.start_unix_ms)
+        message.duration_ms.append(row.duration_ms)
+        message.weight.append(row.weight)
+        message.bucket.append(pb.Bucket.ValueType(row.bucket))
+        message.rogue.append(row.rogue)
+        for name in _CARD_TIMES:
+            getattr(message, name).append(row.card_times.get(name, 0))
+    for name in _ROW_TEXTS:
+        indexes = [strings.add(row.texts.get(name)) for row in interval_rows]
+        if any(indexes):
+            getattr(message, name).extend(indexes)
+    for name in rows.QUANTITY_NAMES:
+        values = [row.values.get(name, Absence.MISSING) for row in interval_rows]
+        absences = bytes(int(v) if isinstance(v, Absence) else 0 for v in values)
+        if all(code == Absence.MISSING for code in absences):
+            continue
+        getattr(message, name).extend(0.0 if isinstance(v, Absence) else v for v in values)
+        if any(absences):
+            message.absences.add(column=name, absences=absences)
+    message.strings.extend(strings.list())
+    return message
+
+
+def decode_rows(message: pb.IntervalRows) -> Columns:
+    """Return the columns of ``rows.COLUMNS`` plus ``not_supported`` and ``failed``.
+
+    The last two hold, per row, the names of the quantities that the device does not have and those whose
+    reading failed; a quantity that is null and in neither list was not read.
+
+    Raises:
+        PermanentError: a column's length, an index, a bucket or a number makes no sense.
+    """
+    count = len(message.slot)
+    columns: Columns = {}
+    for name in _LENGTH_BY_SLOTS:
+        columns[name] = _sized(message, name, count)
+    columns["rogue"] = _sized(message, "rogue", count) if message.rogue else [False] * count
+    _check_plain(columns)
+    texts: list[str | None] = [*message.strings]
+    if texts:
+        texts[0] = None
+    try:
+        columns["slot"] = [texts[i] for i in message.slot]
+        for name in _ROW_TEXTS:
+            indexes = getattr(message, name)
+            columns[name] = (
+                [texts[i] for i in _sized(message, name, count)] if indexes else [None] * count
+            )
+    except IndexError:
+        raise PermanentError("a text column points past the end of `strings`") from None
+    if not all(columns["slot"]):
+        raise PermanentError("a row without a slot")
+    for name in _CARD_TIMES:
+        columns[name] = _sized(message, name, count)
+    for name in rows.QUANTITY_NAMES:
+        columns[name] = (
+            _sized(message, name, count) if getattr(message, name) else [None] * count
+        )
+    columns["not_supported"] = [[] for _ in range(count)]
+    columns["failed"] = [[] for _ in range(count)]
+    _blank_absent(message, columns, count)
+    return columns
+
+
+def _sized(message: pb.IntervalRows, name: str, count: int) -> list[Any]:
+    values = list(getattr(message, name))
+    if len(values) != count:
+        raise PermanentError(f"column {name} has {len(values)} entries for {count} rows")
+    return values
+
+
+def _check_plain(columns: Columns) -> None:
+    for start, duration in zip(columns["start_unix_ms"], columns["duration_ms"], strict=True):
+        if not (0 < start < 2**53) or not (0 < duration <= 24 * 3_600_000):
+            raise PermanentError(f"row with start {start} and duration {duration} ms")
+    for weight in columns["weight"]:
+        if not 0.0 < weight <= 1.0:
+            raise PermanentError(f"row with weight {weight}; it lies in (0, 1]")
+    for bucket in columns["bucket"]:
+        if bucket == 0:
+            raise PermanentError("row without a bucket")
+
+
+def _blank_absent(message: pb.IntervalRows, columns: Columns, count: int) -> None:
+    for absence in message.absences:
+        column = columns.get(absence.column)
+        if column is None or absence.column not in rows.QUANTITY_NAMES:
+            raise PermanentError(f"absences of unknown column {absence.column!r}")
+        if len(absence.absences) != count:
+            raise PermanentError(f"absences of {absence.column} do not match {count} rows")
+        for i, code in enumerate(absence.absences):
+            if code:
+                column[i] = None
+                if code == Absence.NOT_SUPPORTED:
+                    columns["not_supported"][i].append(absence.column)
+                elif code == Absence.FAILED:
+                    columns["failed"][i].append(absence.column)
+
+
+def row_span(message: pb.IntervalRows) -> tuple[int, int] | None:
+    """Return (earliest start, latest end) in unix ms, or None without rows."""
+    if not message.start_unix_ms:
+        return None
+    ends = (s + d for s, d in zip(message.start_unix_ms, message.duration_ms, strict=True))
+    return min(message.start_unix_ms), max(ends)
+
+
+def pack(payload: pb.Payload) -> pb.Batch:
+    """Return the payload as a Batch without seq and rows_before, which the spool assigns.
+
+    Raises:
+        PermanentError: larger than ``RAW_BYTES_MAX``; split it first.
+    """
+    raw = payload.SerializeToString()
+    if len(raw) > RAW_BYTES_MAX:
+        raise PermanentError(f"payload of {len(raw)} bytes; split it below {RAW_BYTES_MAX}")
+    first, last = row_span(payload.intervals) or (0, 0)
+    return pb.Batch(
+        first_unix_ms=first,
+        last_unix_ms=last,
+        row_count=len(payload.intervals.slot),
+        sha256_16=hashlib.sha256(raw).digest()[:16],
+        raw_bytes=len(raw),
+        payload=zstandard.ZstdCompressor(level=3).compress(raw),
+    )
+
+
+def unpack(batch: pb.Batch) -> pb.Payload:
+    """Return the payload of a batch, checked.
+
+    Raises:
+        PermanentError: it is too large, damaged, or not a payload. The text begins with the code that a
+            Reject carries: ``too_large``, ``bad_hash`` or ``bad_payload``.
+    """
+    if batch.raw_bytes > RAW_BYTES_MAX:
+        raise PermanentError(f"too_large: payload says {batch.raw_bytes} bytes")
+    try:
+        reader = zstandard.ZstdDecompressor().stream_reader(batch.payload)
+        raw = reader.read(batch.raw_bytes + 1)
+    except zstandard.ZstdError as exc:
+        raise PermanentError(f"bad_payload: {exc}") from exc
+    if len(raw) != batch.raw_bytes:
+        raise PermanentError(f"bad_payload: {batch.raw_bytes} bytes promised, {len(raw)} found")
+    if hashlib.sha256(raw).digest()[:16] != batch.sha256_16:
+        raise PermanentError("bad_hash: the payload is not what was sent")
+    payload = pb.Payload()
+    try:
+        payload.ParseFromString(raw)
+    except Exception as exc:  # protobuf raises DecodeError from its C layer
+        raise PermanentError(f"bad_payload: {exc}") from exc
+    return payload

@@ -1,0 +1,138 @@
+"""The order of a measurement, on a device made of numbers."""
+
+import itertools
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from flopwatch_kernels import gemm, gemm_devices, peaks
+from flopwatch_kernels.errors import ProbeError
+from flopwatch_kernels.flops import gemm_flops
+from flopwatch_kernels.gemm_operands import Shape, operand_bytes
+from flopwatch_kernels.messages import ProbeResult, ProbeSpec
+from flopwatch_kernels.sensors import NoSensor, Sensor
+
+SPEC = ProbeSpec(
+    device="cpu",
+    dtype="bf16",
+    sustained=False,
+    sustained_seconds=0.05,
+    threads=None,
+    niceness=0,
+    memory_bytes_max=1 << 30,
+    wall_seconds=60.0,
+)
+
+CUBE, FLAT, DEEP = (8192, 8192, 8192), (16384, 8192, 4096), (4096, 8192, 16384)
+
+
+class Fake:
+    """A card whose three shapes run at known speeds, with a given spread."""
+
+    name: str = "cuda:GPU-fake"
+    threads: int | None = None
+    warm_up_iterations: int = 5
+    iterations_min: int = 10
+    iterations_max: int = 300
+    burst_seconds_max: float = 10.0
+
+    def __init__(self, sku: str | None, jitter: float) -> None:
+        self.sku = sku
+        self.sensor: Sensor = NoSensor()
+        self.jitter = jitter
+        self.flops = {CUBE: 4e14, FLAT: 8e14, DEEP: 6e14}
+        self.ran: list[tuple[Shape, int]] = []
+
+    def shapes(self) -> tuple[Shape, ...]:
+        return tuple(self.flops)
+
+    def load(self, shape: Shape) -> Callable[[int], list[float]]:
+        seconds = gemm_flops(*shape) / self.flops[shape]
+        factors = itertools.cycle((1.0, 1 + self.jitter, 1 - self.jitter))
+
+        def run(iterations: int) -> list[float]:
+            self.ran.append((shape, iterations))
+            return [seconds * next(factors) for _ in range(iterations)]
+
+        return run
+
+
+def measure(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, *, dtype: str = "bf16", sustained: bool = False
+) -> tuple[ProbeResult, list[str]]:
+    monkeypatch.setattr(gemm, "Cpu", lambda spec: fake)
+    said: list[str] = []
+    spec = msgspec.structs.replace(SPEC, dtype=dtype, sustained=sustained)
+    return gemm.measure(spec, said.append), said
+
+
+def test_the_shape_with_the_highest_median_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, said = measure(Fake("NVIDIA H100 80GB HBM3", 0.0), monkeypatch)
+    assert result.shape == FLAT
+    assert result.median_flops == pytest.approx(8e14)
+    assert result.datasheet_flops == pytest.approx(989.4e12)
+    assert result.of_datasheet == pytest.approx(8e14 / 989.4e12)
+    assert len(said) == 3
+
+
+def test_a_steady_device_needs_the_least_iterations_and_a_noisy_one_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steady, _ = measure(Fake(None, 0.0), monkeypatch)
+    noisy, _ = measure(Fake(None, 0.03), monkeypatch)
+    wild, _ = measure(Fake(None, 0.6), monkeypatch)
+    assert steady.iterations == 10
+    assert 30 < noisy.iterations < 60
+    assert wild.iterations == 300
+
+
+def test_an_unknown_card_has_no_datasheet_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = measure(Fake("NVIDIA H100", 0.0), monkeypatch)
+    assert result.datasheet_flops is None
+    assert result.of_datasheet is None
+
+
+def test_fp64_is_held_against_the_matrix_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = measure(Fake("NVIDIA H100 80GB HBM3", 0.0), monkeypatch, dtype="fp64")
+    assert result.datasheet_flops == pytest.approx(66.9e12)
+
+
+def test_a_sustained_probe_loads_the_winner_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(None, 0.0)
+    result, said = measure(fake, monkeypatch, sustained=True)
+    assert result.sustained
+    assert result.seconds >= 0.05
+    assert fake.ran[-1][0] == result.shape == FLAT
+    assert "sustained" in said[-1]
+
+
+def test_unknown_readings_are_none_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = measure(Fake(None, 0.0), monkeypatch)
+    readings = (
+        result.sm_clock_mhz,
+        result.power_watts,
+        result.temperature_celsius,
+        result.energy_joules,
+        result.threads,
+        result.sku,
+    )
+    assert readings == (None,) * len(readings)
+
+
+def test_two_probes_of_one_card_exclude_each_other() -> None:
+    name = "cuda:GPU-00000000-test-of-the-lock"
+    with gemm_devices.lock_device(name), pytest.raises(ProbeError, match="another probe"):
+        gemm_devices.lock_device(name)
+    gemm_devices.lock_device(name).close()
+
+
+def test_the_memory_of_a_shape_counts_operands_output_and_draft() -> None:
+    assert operand_bytes((2, 3, 5), "bf16") == (10 + 15 + 6) * 2 + 15 * 4
+    assert operand_bytes((2, 3, 5), "int8") == (10 + 15) + 6 * 4 + 15 * 4
+
+
+def test_every_card_with_shapes_of_its_own_is_in_the_peak_table() -> None:
+    keys = {sku.key for sku in peaks.skus()}
+    assert set(gemm_devices._CUDA_FAMILY) <= keys
+    assert set(gemm_devices._CUDA_FAMILY.values()) == set(gemm_devices._CUDA_WINNERS)
