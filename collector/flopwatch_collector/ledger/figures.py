@@ -1,0 +1,151 @@
+"""Figures: ratios of sums over a sheet, with their bounds. Pure. The shapes of the HTTP API.
+
+    I = in service − UNSEEN     A = ALLOCATED / I     V = (I − MISSING − FAILED − MAINT) / I
+    S = ALLOCATED / (I − MISSING − FAILED − MAINT)    A = V × S exactly: the same integers
+    hfu = Σ u·C / Σ C           over allocated capacity C with counters
+    mfu in [(M + 0.72 Σ u·C') / Σ C, (M + Σ u·C') / Σ C]      M declared, C' not declared
+    yield = A × hfu
+
+Unknown is None, never 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from flopwatch_collector.ledger.sheet import Sheet
+from flopwatch_collector.ledger.steps import MODEL_OF_HARDWARE_MIN
+from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
+
+DECLARED_ENOUGH: Final = 0.999
+"""Share of capacity that must be declared for an exact MFU."""
+
+HFU_UNCERTAINTY: Final = 0.015
+"""Relative uncertainty of counters × clock at 1 Hz: 0.5 % counter, 0.4 % clock, 1 % calibration."""
+
+Figures = dict[str, Any]
+
+
+def figures(sheet: Sheet, window_ms: int) -> Figures:
+    """Return every figure of a cluster, or of anything that has lines, over a window."""
+    allocated = sheet.where(np.isin(sheet.bucket, ALLOCATED_BUCKETS))
+    hfu = _hfu(allocated, "")
+    allocation = _allocation(sheet)
+    return {
+        "cards": _cards(sheet, window_ms),
+        "allocation": allocation,
+        "active_allocation": {"value": _ratio(sheet.time(Bucket.ACTIVE), _seen(sheet))},
+        "availability": {"value": _ratio(_usable(sheet), _seen(sheet))},
+        "schedulable_allocation": {"value": _ratio(sheet.time(*ALLOCATED_BUCKETS), _usable(sheet))},
+        "hfu": {
+            **hfu,
+            "basis": "datasheet",
+            "methods": _shares(allocated, "efficiency_method", "method", unknown="none"),
+        },
+        "mfu": {
+            **_mfu(allocated, ""),
+            "basis": "datasheet",
+            "dtypes": _shares(allocated, "dtype", "dtype", unknown="unknown"),
+        },
+        "hfu_achievable": _hfu(allocated, "achievable_"),
+        "mfu_achievable": _mfu(allocated, "achievable_"),
+        "yield": {"value": _product(allocation["value"], hfu["value"])},
+    }
+
+
+def _seen(sheet: Sheet) -> int:
+    return sheet.time() - sheet.time(Bucket.UNSEEN)
+
+
+def _usable(sheet: Sheet) -> int:
+    return _seen(sheet) - sheet.time(Bucket.MISSING, Bucket.FAILED, Bucket.MAINT)
+
+
+def _cards(sheet: Sheet, window_ms: int) -> Figures:
+    return {
+        "in_service": sheet.time() / window_ms,
+        "allocated": sheet.time(*ALLOCATED_BUCKETS) / window_ms,
+        "active": sheet.time(Bucket.ACTIVE) / window_ms,
+        "unseen": sheet.time(Bucket.UNSEEN) / window_ms,
+        "excused": 0,
+    }
+
+
+def _allocation(sheet: Sheet) -> Figures:
+    allocated, whole = sheet.time(*ALLOCATED_BUCKETS), sheet.time()
+    return {
+        "value": _ratio(allocated, _seen(sheet)),
+        "lo": _ratio(allocated, whole),
+        "hi": _ratio(allocated + sheet.time(Bucket.UNSEEN), whole),
+        "coverage": _ratio(sheet.time(column="row_ms"), whole),
+    }
+
+
+def _hfu(allocated: Sheet, prefix: str) -> Figures:
+    """HFU over allocated capacity with counters; by the datasheet, or by the measured ceiling."""
+    counted = allocated.sum(f"{prefix}counted_{'flops' if prefix else 'capacity_flops'}")
+    whole = allocated.sum("achievable_flops" if prefix else "capacity_flops")
+    value = _ratio(allocated.sum(f"{prefix}u_flops"), counted)
+    if prefix:
+        return {"value": value}
+    lo, hi = (_ratio(allocated.sum(n), counted) for n in ("u_lo_flops", "u_hi_flops"))
+    exact = value is not None and lo is not None and hi is not None and hi - lo <= 1e-6
+    return {
+        "value": value if exact else None,
+        "lo": None if lo is None else lo * (1 - HFU_UNCERTAINTY),
+        "hi": None if hi is None else hi * (1 + HFU_UNCERTAINTY),
+        "coverage": _ratio(counted, whole),
+    }
+
+
+def _mfu(allocated: Sheet, prefix: str) -> Figures:
+    part = "flops" if prefix else "capacity_flops"
+    measured = allocated.sum(f"{prefix}measured_{part}")
+    declared = allocated.sum(f"{prefix}declared_{part}")
+    model = allocated.sum("achievable_model_flops" if prefix else "model_flops")
+    names = ("undeclared_lo_flops", "undeclared_hi_flops")
+    lo, hi = (
+        allocated.sum(prefix + n if prefix else n.replace("undeclared", "undeclared_u"))
+        for n in names
+    )
+    share = _ratio(declared or 0.0, measured)
+    nothing = model is None and lo is None
+    return {
+        "value": _ratio(model, measured) if share and share >= DECLARED_ENOUGH else None,
+        "lo": None
+        if nothing
+        else _ratio((model or 0) + MODEL_OF_HARDWARE_MIN * (lo or 0), measured),
+        "hi": None if nothing else _ratio((model or 0) + (hi or 0), measured),
+        "declared_share": share,
+    }
+
+
+def _shares(allocated: Sheet, column: str, name: str, *, unknown: str) -> list[Figures]:
+    """Return [{name: …, "share": of allocated card-time}], largest first."""
+    total = allocated.time()
+    shares: dict[str, int] = {}
+    for text, card_ms in zip(allocated.texts[column], allocated.ints["card_ms"], strict=True):
+        shares[str(text) or unknown] = shares.get(str(text) or unknown, 0) + int(card_ms)
+    ordered = sorted(shares.items(), key=lambda kv: (-kv[1], kv[0]))
+    return [{name: text, "share": card_ms / total} for text, card_ms in ordered if card_ms]
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _product(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a * b
+
+
+def lost_points(sheet: Sheet) -> Mapping[str, float]:
+    """Return bucket → points of allocation lost to it: what lies between A and 100 %."""
+    seen = _seen(sheet)
+    if not seen:
+        return {}
+    lossy = [b for b in Bucket if b not in ALLOCATED_BUCKETS and b is not Bucket.UNSEEN]
+    points = {b.name: 100 * sheet.time(b) / seen for b in lossy}
+    return {name: value for name, value in points.items() if value > 0}
