@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import zstandard
 
@@ -29,6 +29,7 @@ Value = float | Absence
 
 _ROW_TEXTS: Final = tuple(name for name in rows.TEXTS if name != "slot")
 _CARD_TIMES: Final = tuple(q.name for q in rows.CARD_TIMES)
+_BUCKETS: Final = frozenset(Bucket)
 _LENGTH_BY_SLOTS: Final = ("start_unix_ms", "duration_ms", "weight", "bucket")
 
 
@@ -77,7 +78,7 @@ def encode_rows(interval_rows: Sequence[IntervalRow]) -> pb.IntervalRows:
         message.start_unix_ms.append(row.start_unix_ms)
         message.duration_ms.append(row.duration_ms)
         message.weight.append(row.weight)
-        message.bucket.append(pb.Bucket.ValueType(row.bucket))
+        message.bucket.append(cast("pb.Bucket", int(row.bucket)))
         message.rogue.append(row.rogue)
         for name in _CARD_TIMES:
             getattr(message, name).append(row.card_times.get(name, 0))
@@ -129,9 +130,7 @@ def decode_rows(message: pb.IntervalRows) -> Columns:
     for name in _CARD_TIMES:
         columns[name] = _sized(message, name, count)
     for name in rows.QUANTITY_NAMES:
-        columns[name] = (
-            _sized(message, name, count) if getattr(message, name) else [None] * count
-        )
+        columns[name] = _sized(message, name, count) if getattr(message, name) else [None] * count
     columns["not_supported"] = [[] for _ in range(count)]
     columns["failed"] = [[] for _ in range(count)]
     _blank_absent(message, columns, count)
@@ -153,8 +152,8 @@ def _check_plain(columns: Columns) -> None:
         if not 0.0 < weight <= 1.0:
             raise PermanentError(f"row with weight {weight}; it lies in (0, 1]")
     for bucket in columns["bucket"]:
-        if bucket == 0:
-            raise PermanentError("row without a bucket")
+        if bucket not in _BUCKETS:
+            raise PermanentError(f"row with bucket {bucket}, which nobody here can account for")
 
 
 def _blank_absent(message: pb.IntervalRows, columns: Columns, count: int) -> None:

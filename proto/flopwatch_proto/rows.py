@@ -109,7 +109,7 @@ TEXTS: Final = (
 CARD_TIMES: Final = _sums(
     card_ms="duration × weight; a card's rows of one interval add up to its duration",
     covered_ms="card-time with an answer from the driver",
-    counted_ms="card-time with SM activity, tensor activity and SM clock all known",
+    counted_ms="card-time with SM activity, tensor activity, SM clock and its reference clock all known",
     resident_ms="card-time with a compute process on the card",
 )
 

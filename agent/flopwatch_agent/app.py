@@ -1,0 +1,409 @@
+"""The agent: sources ─► fold ─► payload ─► spool ─► stream, in one event loop.
+
+- Readings are taken once a second on UTC-aligned ticks. A source that fails is counted, logged when that
+  changes, and does not stop the others; one that is slow skips ticks of its own and of nobody else.
+- When a row interval ends, what the fold has completed becomes one payload and is in the spool, on disk,
+  before the stream hears of it.
+- A device is declared in service from its first row, and again when it changes (another card, gone).
+- The collector is somebody else's trouble: absent or not, the agent measures.
+- SIGTERM: the open rows are closed and appended, the collector is given a few seconds to take them, and
+  goodbye says that the silence to come is meant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from flopwatch_agent.allocation import Allocation
+from flopwatch_agent.allocation.processes import Processes
+from flopwatch_agent.clock import Clock, SystemClock, seconds_to_next, wall_unix_ms
+from flopwatch_agent.config import AgentConfig
+from flopwatch_agent.health import Health
+from flopwatch_agent.interval import Fold
+from flopwatch_agent.jobs import Intake, JobTable, device_key
+from flopwatch_agent.labels import Environments
+from flopwatch_agent.reading import Device, Reading
+from flopwatch_agent.sources import Source, SourceReport
+from flopwatch_agent.sources.child import ChildLimits
+from flopwatch_agent.sources.host import HostProbe, HostReading, host_rows
+from flopwatch_agent.sources.nvml import NvmlSource
+from flopwatch_agent.sources.registry import SOURCES, SourceEntry, start_sources
+from flopwatch_agent.spool import Spool
+from flopwatch_agent.stream import Stream, StreamIdentity
+from flopwatch_proto.codec import IntervalRow, encode_rows
+from flopwatch_proto.errors import FlopwatchError
+from flopwatch_proto.v1 import telemetry_pb2 as pb
+
+TICK_MS: Final = 1_000
+DRAIN_SECONDS: Final = 5.0
+EVENTS_MAX: Final = 1_000
+SETTLE_SECONDS: Final = 2.0
+"""After an interval's boundary, how long the readings that close its rows are awaited."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What an agent is made of; tests put their own in.
+
+    Attributes:
+        entries: sources to try.
+    """
+
+    config: AgentConfig
+    clock: Clock
+    health: Health
+    spool: Spool
+    stream: Stream
+    jobs: JobTable
+    allocation: Allocation
+    entries: tuple[SourceEntry, ...] = SOURCES
+
+
+def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
+    """Return the parts as the configuration says.
+
+    Raises:
+        UsageError: the data directory cannot be used.
+    """
+    clock = clock or SystemClock()
+    spool = Spool.open(config.data / "spool", config.spool.limits(), clock=clock)
+    identity = StreamIdentity(
+        cluster=config.cluster,
+        node_id=config.node,
+        agent_version=agent_version(),
+        boot_id=boot_id(),
+        simulated=config.simulated,
+    )
+    interval_ms = config.interval.milliseconds
+    stream = Stream(config.collector, identity, spool, clock=clock, interval_ms=interval_ms)
+    environments = Environments()
+    limits = ChildLimits(deadline_seconds=float(config.nvml.deadline))
+    nvml = functools.partial(NvmlSource, limits=limits)
+    entries = tuple(
+        SourceEntry(name=e.name, build=nvml, default=e.default, fallback=e.fallback)
+        if e.name == "nvml"
+        else e
+        for e in SOURCES
+    )
+    return Parts(
+        config=config,
+        clock=clock,
+        health=Health(),
+        spool=spool,
+        stream=stream,
+        jobs=JobTable(environments.labels),
+        allocation=Processes(environments.labels),
+        entries=entries,
+    )
+
+
+class Agent:
+    """One agent. ``run`` returns when ``stop`` was called."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._config = parts.config
+        self._clock = parts.clock
+        self._health = parts.health
+        self._fold = Fold(
+            interval_ms=parts.config.interval.milliseconds,
+            dtype=parts.config.dtype,
+            gap_ms_max=30_000,
+        )
+        self._stopping = asyncio.Event()
+        self._reason = "stop"
+        self._rows: list[IntervalRow] = []
+        self._events: list[pb.Event] = []
+        self._slots: list[pb.SlotDeclaration] = []
+        self._declared: dict[str, Device] = {}
+        self._failing: dict[str, str] = {}
+        self._host_readings: list[HostReading] = []
+        self._driver_state = ""
+        self._steps_told = 0
+        self._read_unix_ms: dict[str, int] = {}
+        self._taken = asyncio.Event()
+
+    def stop(self, reason: str = "stop") -> None:
+        """Ask the agent to end: ``stop`` or ``upgrade``."""
+        self._reason = reason
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Measure and deliver until stopped.
+
+        Raises:
+            UsageError: the socket of the jobs or the address of the metrics cannot be used.
+        """
+        config, parts = self._config, self._parts
+        intake = Intake(config.jobs_socket, parts.jobs, self._monotonic_ms)
+        sources: tuple[Source, ...] = ()
+        try:
+            if config.jobs.enabled:
+                await intake.start()
+            self._health.watch(parts.spool, parts.stream)
+            if config.metrics.listen:
+                _log.info("metrics_listening", address=self._health.serve(config.metrics.listen))
+            sources = await start_sources(config.sources, parts.entries)
+            _log.info(
+                "agent_started",
+                node=config.node,
+                cluster=config.cluster,
+                collector=config.collector,
+                sources=[source.name for source in sources],
+            )
+            await self._measure(sources)
+        finally:
+            for source in sources:
+                with contextlib.suppress(Exception):
+                    await source.close()
+            await intake.close()
+            self._health.close()
+            parts.spool.close()
+
+    async def _measure(self, sources: Sequence[Source]) -> None:
+        async with asyncio.TaskGroup() as group:
+            delivery = group.create_task(self._parts.stream.run(), name="stream")
+            loops = [group.create_task(self._read_loop(s), name=s.name) for s in sources]
+            loops.append(group.create_task(self._interval_loop(), name="interval"))
+            loops.append(group.create_task(self._watchdog_loop(), name="watchdog"))
+            if self._config.host.enabled:
+                loops.append(group.create_task(self._host_loop(), name="host"))
+            self._health.ready()
+            await self._stopping.wait()
+            self._health.stopping()
+            for loop in loops:
+                loop.cancel()
+            await asyncio.wait(loops)
+            await self._leave()
+            delivery.cancel()
+
+    async def _leave(self) -> None:
+        self._rows += self._fold.close(wall_unix_ms(self._clock))
+        self._hand_over()
+        stream = self._parts.stream
+        if stream.counters.connected:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stream.drained(), DRAIN_SECONDS)
+        back = self._config.back_in.milliseconds if self._reason == "upgrade" else 0
+        await stream.goodbye(self._reason, back)
+        _log.info("agent_stopped", reason=self._reason, pending=self._parts.spool.pending_batches)
+
+    # ---- loops ------------------------------------------------------------------------------
+
+    async def _read_loop(self, source: Source) -> None:
+        self._read_unix_ms[source.name] = 0
+        while True:
+            await self._clock.sleep(seconds_to_next(TICK_MS, self._clock.wall_unix_ns()))
+            began = self._clock.monotonic_seconds()
+            report = await self._read(source)
+            spent = self._clock.monotonic_seconds() - began
+            self._health.source_seconds.labels(source=source.name).observe(spent)
+            missed = int(spent * 1000) // TICK_MS
+            if missed:
+                self._health.late_ticks.inc(missed)
+            if report is not None:
+                self._take(report)
+                self._read_unix_ms[source.name] = wall_unix_ms(self._clock)
+                self._taken.set()
+
+    async def _read(self, source: Source) -> SourceReport | None:
+        """Return a source's report; a failure is counted, and logged when it changes."""
+        try:
+            report = await source.read()
+        except Exception as exc:  # one of the two shells: whatever a source does, the others go on
+            self._health.source_failures.labels(source=source.name).inc()
+            text = f"{type(exc).__name__}: {exc}"
+            if self._failing.get(source.name) != text:
+                self._failing[source.name] = text
+                _log.warning("source_failing", source=source.name, error=text)
+            return None
+        if self._failing.pop(source.name, None) is not None:
+            _log.info("source_recovered", source=source.name)
+        return report
+
+    async def _interval_loop(self) -> None:
+        interval_ms = self._config.interval.milliseconds
+        while True:
+            now = self._clock.wall_unix_ns()
+            await self._clock.sleep(seconds_to_next(interval_ms, now))
+            await self._settle(wall_unix_ms(self._clock) // interval_ms * interval_ms)
+            self._parts.jobs.expire(self._monotonic_ms(), _is_running)
+            stale_ms = wall_unix_ms(self._clock) - 3 * interval_ms
+            self._rows += self._fold.close(stale_ms)
+            self._hand_over()
+
+    async def _settle(self, boundary_unix_ms: int) -> None:
+        """Wait, not for long, until every source has read beyond the boundary."""
+        deadline = self._clock.monotonic_seconds() + SETTLE_SECONDS
+        while any(read_ms < boundary_unix_ms for read_ms in self._read_unix_ms.values()):
+            left = deadline - self._clock.monotonic_seconds()
+            self._taken.clear()
+            try:
+                await asyncio.wait_for(self._taken.wait(), max(0.0, left))
+            except TimeoutError:
+                return
+
+    async def _host_loop(self) -> None:
+        probe = HostProbe()
+        while True:
+            try:
+                self._host_readings.append(probe.read())
+            except Exception as exc:  # as for sources
+                self._health.source_failures.labels(source="host").inc()
+                if "host" not in self._failing:
+                    self._failing["host"] = str(exc)
+                    _log.warning("source_failing", source="host", error=str(exc))
+            del self._host_readings[:-EVENTS_MAX]
+            period_ms = min(5_000, self._config.interval.milliseconds)
+            await self._clock.sleep(seconds_to_next(period_ms, self._clock.wall_unix_ns()))
+
+    async def _watchdog_loop(self) -> None:
+        while True:
+            self._health.alive()
+            await self._clock.sleep(5.0)
+
+    # ---- from readings to payloads ----------------------------------------------------------
+
+    def _take(self, report: SourceReport) -> None:
+        if report.driver_state is not None:
+            self._driver_state = report.driver_state
+            self._health.driver_state(report.driver_state)
+        self._tell(report.events)
+        for reading in report.readings:
+            self._health.readings.inc()
+            self._declare(reading)
+            jobs = self._parts.jobs
+            shares = self._parts.allocation.shares(reading, jobs)
+            finals = jobs.finals(device_key(reading.device))
+            self._rows += self._fold.add(reading, shares, finals)
+
+    def _declare(self, reading: Reading) -> None:
+        """Put a slot in service from its first reading on, and say when its card is another."""
+        device = reading.device
+        before = self._declared.get(device.slot)
+        if before is not None and (before.uuid, before.sku, before.serial) == (
+            device.uuid,
+            device.sku,
+            device.serial,
+        ):
+            return
+        self._declared[device.slot] = device
+        self._slots.append(
+            pb.SlotDeclaration(
+                node=self._config.node,
+                slot=device.slot,
+                sku=device.sku or "",
+                device_uuid=device.uuid or "",
+                serial=device.serial or "",
+                device_kind=device.kind,
+                dtype=self._config.dtype,
+                state=pb.SLOT_STATE_IN_SERVICE,
+                from_unix_ms=reading.taken_unix_ms,
+            )
+        )
+
+    def _tell(self, events: Sequence[pb.Event]) -> None:
+        self._events += events
+        if len(self._events) > EVENTS_MAX:
+            del self._events[: len(self._events) - EVENTS_MAX]
+
+    def _hand_over(self) -> None:
+        """Append what there is as one payload, and wake the stream."""
+        spool, stream = self._parts.spool, self._parts.stream
+        self._tell([*self._spool_events(), *self._step_events()])
+        payload = pb.Payload(slots=self._slots, events=self._events)
+        newest = encode_rows(self._rows) if self._rows else pb.IntervalRows()
+        if self._rows:
+            payload.intervals.CopyFrom(newest)
+        if len(self._host_readings) > 1:
+            rows = host_rows(self._host_readings, self._config.interval.milliseconds)
+            payload.hosts.CopyFrom(rows)
+            del self._host_readings[:-1]
+        if payload.ByteSize() == 0:
+            return
+        spool.append(payload)
+        self._rows, self._events, self._slots = [], [], []
+        stream.tell(newest, self._driver_state)
+        stream.wake()
+
+    def _spool_events(self) -> list[pb.Event]:
+        events = []
+        for kind, text in self._parts.spool.take_notices():
+            severity = "info" if kind == "spool_recovered" else "error"
+            _log.warning(kind, text=text)
+            events.append(self._event(kind, severity, text))
+        return events
+
+    def _step_events(self) -> list[pb.Event]:
+        """Steps of the wall clock that the fold saw since the last time."""
+        new = self._fold.steps_total - self._steps_told
+        self._steps_told = self._fold.steps_total
+        return [
+            pb.Event(
+                slot=step.slot,
+                time_unix_ms=step.after_unix_ms,
+                kind="clock_step",
+                code=step.after_unix_ms - step.before_unix_ms - round(step.elapsed_ms),
+                severity="warning",
+                text="the wall clock moved by something else than the time that passed (ms)",
+            )
+            for step in list(self._fold.steps)[-new:][:EVENTS_MAX]
+            if new
+        ]
+
+    def _event(self, kind: str, severity: str, text: str) -> pb.Event:
+        return pb.Event(
+            time_unix_ms=wall_unix_ms(self._clock), kind=kind, severity=severity, text=text[:1000]
+        )
+
+    def _monotonic_ms(self) -> float:
+        return self._clock.monotonic_seconds() * 1000
+
+
+async def run_agent(config: AgentConfig) -> None:
+    """Run an agent until SIGTERM or SIGINT (stop) or SIGHUP (upgrade).
+
+    Raises:
+        UsageError: the configuration cannot be acted on.
+    """
+    agent = Agent(build(config))
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, agent.stop)
+    loop.add_signal_handler(signal.SIGINT, agent.stop)
+    loop.add_signal_handler(signal.SIGHUP, functools.partial(agent.stop, "upgrade"))
+    try:
+        await agent.run()
+    except* FlopwatchError as group:
+        raise group.exceptions[0] from None
+
+
+def agent_version() -> str:
+    """Return the version of the distribution."""
+    try:
+        return version("flopwatch")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
+    """Return the kernel's name of this boot; empty where it has none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

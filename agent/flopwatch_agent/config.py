@@ -1,0 +1,214 @@
+"""The agent's configuration: every key, its default and what is allowed. See `flopwatch_proto.settings`."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from flopwatch_agent.spool import SpoolLimits
+from flopwatch_proto.settings import Duration, load
+
+DEFAULT_PATH: Final = Path("/etc/flopwatch/agent.toml")
+ENV_PREFIX: Final = "FLOPWATCH_AGENT"
+
+COLLECTOR_SECTIONS: Final = (
+    "audit",
+    "auth",
+    "cluster",
+    "clusters",
+    "collector",
+    "control",
+    "grpc",
+    "http",
+    "ingest",
+    "inventory",
+    "listen",
+    "paging",
+    "read",
+    "routes",
+    "rules",
+    "slurm",
+    "store",
+    "telemetry",
+    "tls",
+    "web",
+)
+"""Sections of the environment that are the collector's: `flopwatch up` starts both with one environment."""
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+_ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})")
+
+Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4", "fp6", "fp4"]
+
+
+class NvmlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """NVIDIA cards. ``deadline``: of one read of all cards; beyond it the driver is unresponsive."""
+
+    enabled: bool = True
+    deadline: Duration = Duration(5)
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.deadline <= 60:
+            raise ValueError("deadline: between 100ms and 60s")
+
+
+class ProcessorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The host's processor as a device. ``auto``: only where there is no accelerator."""
+
+    enabled: Literal["auto", "on", "off"] = "auto"
+
+
+class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rows of the host itself: processors, memory, network."""
+
+    enabled: bool = True
+
+
+class JobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where jobs declare themselves. ``socket``: empty for the default path."""
+
+    enabled: bool = True
+    socket: str = ""
+
+
+class SpoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What waits for the collector. ``bytes_max``: 0 for 2 % of the file system, at most 1 GiB."""
+
+    bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if 0 < self.bytes_max < 1 << 20:
+            raise ValueError("bytes_max: at least 1048576 (1 MiB), or 0 for the default")
+
+    def limits(self) -> SpoolLimits:
+        """Return the bounds as the spool takes them."""
+        return SpoolLimits(bytes_max=self.bytes_max or None)
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The agent's own ``/metrics``. ``listen``: empty switches it off; port 0 picks a free one."""
+
+    listen: str = "127.0.0.1:9752"
+
+    def __post_init__(self) -> None:
+        if self.listen:
+            _check_address("listen", self.listen, port_min=0)
+
+
+class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All of it.
+
+    Attributes:
+        cluster: the cluster this node belongs to.
+        node: its name; must be stable and unique within the cluster.
+        collector: HOST:PORT of the collector's ingest.
+        data: directory of the spool.
+        interval: length of a row.
+        dtype: reference dtype of the cluster.
+        simulated: everything this agent says is marked as simulated.
+        back_in: how long an upgrade may take before silence means something.
+    """
+
+    cluster: str = "default"
+    node: str = msgspec.field(default_factory=socket.gethostname)
+    collector: str = "127.0.0.1:9751"
+    data: Path = msgspec.field(default_factory=lambda: default_data_directory())
+    interval: Duration = Duration(10)
+    dtype: Dtype = "bf16"
+    simulated: bool = False
+    back_in: Duration = Duration(120)
+    nvml: NvmlConfig = msgspec.field(default_factory=NvmlConfig)
+    processor: ProcessorConfig = msgspec.field(default_factory=ProcessorConfig)
+    host: HostConfig = msgspec.field(default_factory=HostConfig)
+    jobs: JobsConfig = msgspec.field(default_factory=JobsConfig)
+    spool: SpoolConfig = msgspec.field(default_factory=SpoolConfig)
+    metrics: MetricsConfig = msgspec.field(default_factory=MetricsConfig)
+
+    def __post_init__(self) -> None:
+        for key, text in (("cluster", self.cluster), ("node", self.node)):
+            if not _NAME.fullmatch(text):
+                raise ValueError(
+                    f"{key} = {text!r}: 1 to 253 letters, digits, '.', '_' or '-', not first a sign"
+                )
+        _check_address("collector", self.collector, port_min=1)
+        if self.interval.milliseconds not in (1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 60_000):
+            raise ValueError("interval: 1s, 2s, 5s, 10s, 20s, 30s or 60s")
+        if self.back_in < 0:
+            raise ValueError("back_in: not negative")
+
+    @property
+    def sources(self) -> dict[str, bool]:
+        """Which sources are switched on or off; one left out decides for itself."""
+        enabled = {"nvml": self.nvml.enabled}
+        if self.processor.enabled != "auto":
+            enabled["processor"] = self.processor.enabled == "on"
+        return enabled
+
+    @property
+    def jobs_socket(self) -> Path:
+        """Where jobs send what they declare."""
+        return Path(self.jobs.socket) if self.jobs.socket else default_jobs_socket()
+
+
+def load_config(
+    path: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, tuple[str, str | None]] | None = None,
+) -> AgentConfig:
+    """Return the configuration.
+
+    Args:
+        path: a file that somebody named; None: the default file, which need not exist.
+        flags: flag → (dotted key, text or None).
+
+    Raises:
+        UsageError: it is wrong; the text names the key and the nearest known one.
+    """
+    return load(
+        AgentConfig,
+        path=path,
+        default_path=DEFAULT_PATH,
+        environ=environ,
+        env_prefix=ENV_PREFIX,
+        flags=flags,
+        foreign_sections=COLLECTOR_SECTIONS,
+    )
+
+
+def default_data_directory() -> Path:
+    """Return where data goes: by systemd's word, as root the system's place, else the user's."""
+    state = os.environ.get("STATE_DIRECTORY", "")
+    if state:
+        return Path(state.split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/flopwatch")
+    return Path("~/.local/share/flopwatch").expanduser()
+
+
+def default_jobs_socket() -> Path:
+    """Return the socket of the jobs: named, the system's place where it can be written, or the user's."""
+    named = os.environ.get("FLOPWATCH_SOCKET", "")
+    if named:
+        return Path(named)
+    system = Path("/run/flopwatch")
+    if os.access(system if system.exists() else system.parent, os.W_OK):
+        return system / "jobs.sock"
+    return Path("~/.local/share/flopwatch/jobs.sock").expanduser()
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Return host and port of HOST:PORT; brackets around an IPv6 address go."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _check_address(key: str, text: str, *, port_min: int) -> None:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not port_min <= int(match[2]) <= 65_535:
+        raise ValueError(f"{key} = {text!r}: HOST:PORT with a port from {port_min} to 65535")

@@ -1,0 +1,80 @@
+"""The compute processes of a card, as the driver lists them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import pynvml
+
+from flopwatch_agent.driver.library import INSUFFICIENT_SIZE, SUCCESS, UNSUPPORTED, Library
+from flopwatch_agent.driver.messages import ProcessInfo
+
+_SYMBOLS: Final = (
+    # The second and third version share one layout; the first has another, and is left alone.
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetComputeRunningProcesses_v2",
+)
+_NOT_AVAILABLE: Final = 2**64 - 1
+_ROOM_FIRST: Final = 64
+_ROOM_MAX: Final = 16_384
+_START_TIME_FIELD: Final = 19
+"""Of /proc/PID/stat, counted after the command name, which may hold blanks and brackets."""
+
+
+def _boot_unix_ms() -> int | None:
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return None
+    starts = [int(line.split()[1]) for line in lines if line.startswith("btime ")]
+    return starts[0] * 1000 if starts else None
+
+
+class ComputeProcesses:
+    """The lists of all cards, through one buffer."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        self._boot_unix_ms = _boot_unix_ms()
+        self._tick_ms = 1000 / os.sysconf("SC_CLK_TCK")
+        self._buffer = (pynvml.c_nvmlProcessInfo_v2_t * _ROOM_FIRST)()
+        self._symbol = next((s for s in _SYMBOLS if library.function(s) is not None), _SYMBOLS[0])
+
+    def read(self, handle: Any) -> list[ProcessInfo] | None:
+        """Return the card's processes, one entry a pid; None when the driver does not say.
+
+        With MIG a process is listed once for each instance: its memory is the sum.
+        """
+        while True:
+            count = ctypes.c_uint(len(self._buffer))
+            code = self._library.call(self._symbol, handle, ctypes.byref(count), self._buffer)
+            if code != INSUFFICIENT_SIZE or len(self._buffer) >= _ROOM_MAX:
+                break
+            self._buffer = (pynvml.c_nvmlProcessInfo_v2_t * (len(self._buffer) * 2))()
+        if code in UNSUPPORTED or code != SUCCESS or count.value > len(self._buffer):
+            return None
+        memory: dict[int, int | None] = {}
+        for entry in self._buffer[: count.value]:
+            pid, used = entry.pid, entry.usedGpuMemory
+            if pid <= 0:
+                continue
+            known = memory.get(pid)
+            memory[pid] = known if used == _NOT_AVAILABLE else used + (known or 0)
+        return [
+            ProcessInfo(pid=pid, started_unix_ms=self._started_unix_ms(pid), memory_bytes=used)
+            for pid, used in memory.items()
+        ]
+
+    def _started_unix_ms(self, pid: int) -> int | None:
+        """Return when the process started; None for one that our /proc does not show."""
+        if self._boot_unix_ms is None:
+            return None
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                fields = stat.read().rpartition(b")")[2].split()
+        except OSError:
+            return None
+        return self._boot_unix_ms + int(int(fields[_START_TIME_FIELD]) * self._tick_ms)

@@ -1,0 +1,146 @@
+"""What names a process's work: labels from its environment, cleaned and bounded.
+
+The environment is read once per (pid, start time): a process cannot change it for us later, and a pid
+that comes back is another process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from flopwatch_kernels import flops, peaks
+
+TEXT_CHARACTERS_MAX: Final = 128
+_CACHE_MAX: Final = 4096
+_ENVIRON_BYTES_MAX: Final = 1024 * 1024
+
+_DTYPE_NAMES: Final = {
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "half": "fp16",
+    "float32": "fp32",
+    "float": "fp32",
+    "float64": "fp64",
+    "double": "fp64",
+    "float8": "fp8",
+    "float8_e4m3fn": "fp8",
+    "float8_e5m2": "fp8",
+    "mxfp8": "fp8",
+    "nvfp4": "fp4",
+    "mxfp4": "fp4",
+    **{name: name for name in peaks.DTYPES},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What a process says of its work; None: it does not say.
+
+    Attributes:
+        flops_per_token: model FLOPs per token of one forward and backward pass, as the job counts.
+    """
+
+    job: str | None = None
+    team: str | None = None
+    user: str | None = None
+    workload_class: str | None = None
+    phase: str | None = None
+    dtype: str | None = None
+    convention: str | None = None
+    flops_per_token: float | None = None
+
+
+def clean_text(text: str | None) -> str | None:
+    """Return a label fit to store: printable, without blanks around, bounded; None when empty."""
+    if text is None:
+        return None
+    printable = "".join(c for c in text[: 4 * TEXT_CHARACTERS_MAX] if c.isprintable())
+    return printable.strip()[:TEXT_CHARACTERS_MAX] or None
+
+
+def clean_dtype(text: str | None) -> str | None:
+    """Return the peak table's name of a dtype (``torch.bfloat16`` is bf16); None when unknown."""
+    return None if text is None else _DTYPE_NAMES.get(text.strip().lower().removeprefix("torch."))
+
+
+def clean_convention(text: str | None) -> str | None:
+    """Return one of the conventions of counting FLOPs, or None."""
+    return text if text in flops.CONVENTIONS else None
+
+
+def labels_of_environment(environment: Mapping[str, str]) -> Labels:
+    """Return the labels that an environment gives; FLOPWATCH_* win over the scheduler's."""
+
+    def first(*names: str) -> str | None:
+        found = (clean_text(environment.get(name)) for name in names)
+        return next((text for text in found if text is not None), None)
+
+    return Labels(
+        job=first("FLOPWATCH_JOB", "SLURM_JOB_ID"),
+        team=first("FLOPWATCH_TEAM", "SLURM_JOB_ACCOUNT"),
+        user=first("FLOPWATCH_USER", "SLURM_JOB_USER", "USER", "LOGNAME"),
+        workload_class=first("FLOPWATCH_WORKLOAD_CLASS"),
+        phase=first("FLOPWATCH_PHASE"),
+        dtype=clean_dtype(environment.get("FLOPWATCH_DTYPE")),
+        convention=clean_convention(environment.get("FLOPWATCH_CONVENTION")),
+        flops_per_token=_positive(environment.get("FLOPWATCH_MODEL_FLOPS_PER_TOKEN")),
+    )
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if value > 0 and math.isfinite(value) else None
+
+
+class Environments:
+    """Labels of running processes, from ``<proc>/<pid>/environ``.
+
+    Args:
+        proc: the process file system of the host.
+    """
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self.unreadable_total = 0
+        self._proc = proc
+        self._cache: OrderedDict[tuple[int, str], Labels] = OrderedDict()
+
+    def labels(self, pid: int) -> Labels:
+        """Return a process's labels; empty ones where it is gone or may not be read."""
+        started = self._started(pid)
+        if started is None:
+            return Labels()
+        key = (pid, started)
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = self._read(pid)
+            if len(self._cache) > _CACHE_MAX:
+                self._cache.popitem(last=False)
+        else:
+            self._cache.move_to_end(key)
+        return found
+
+    def _started(self, pid: int) -> str | None:
+        """Return the start time in clock ticks; the name before it may hold blanks and brackets."""
+        try:
+            stat = (self._proc / str(pid) / "stat").read_bytes()
+            return stat.rpartition(b")")[2].split()[19].decode()
+        except (OSError, IndexError):
+            return None
+
+    def _read(self, pid: int) -> Labels:
+        try:
+            with (self._proc / str(pid) / "environ").open("rb") as file:
+                data = file.read(_ENVIRON_BYTES_MAX)
+        except OSError:
+            self.unreadable_total += 1
+            return Labels()
+        entries = (entry.partition("=") for entry in data.decode(errors="replace").split("\0"))
+        return labels_of_environment({name: value for name, _, value in entries})

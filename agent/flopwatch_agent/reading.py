@@ -1,0 +1,142 @@
+"""A reading: what one source said of one device at one moment. The driver-level value type.
+
+Sources (NVML, the host's processor, the simulator) make readings; `interval` folds consecutive readings
+of a slot into interval rows. Everything after the reading is the same code for all of them.
+
+Three kinds of field, told apart by the suffix of the name:
+
+- a mean since the previous reading of the slot (``*_ratio``, ``sm_clock_mhz``, ``*_per_second``);
+- a counter since some start (``*_total``): only differences count, a fall is a restart of the counter;
+- a gauge (anything else): the value at ``taken_unix_ms``.
+
+A field is a value or an Absence. Names left out are MISSING.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from flopwatch_proto.codec import Value
+from flopwatch_proto.rows import Bucket
+
+FIELDS: Final = {
+    # means since the previous reading
+    "gpu_utilization_ratio": "a kernel was resident (NVML utilisation)",
+    "memory_utilization_ratio": "memory was read or written (NVML utilisation)",
+    "sm_active_ratio": "GPM 2: SM cycles with a warp resident",
+    "tensor_active_ratio": "GPM 5: any tensor pipe",
+    "dfma_active_ratio": "GPM 6",
+    "hmma_active_ratio": "GPM 7",
+    "imma_active_ratio": "GPM 9",
+    "dram_active_ratio": "GPM 10: of theoretical bandwidth",
+    "fp64_active_ratio": "GPM 11",
+    "fp32_active_ratio": "GPM 12",
+    "fp16_active_ratio": "GPM 13",
+    "sm_clock_mhz": "SM clock: mean of the driver's buffer where it has one, else the value now",
+    "pcie_tx_bytes_per_second": "sent by the card",
+    "pcie_rx_bytes_per_second": "received by the card",
+    "nvlink_tx_bytes_per_second": "sent",
+    "nvlink_rx_bytes_per_second": "received",
+    # counters
+    "energy_joules_total": "energy of the board since the driver was loaded",
+    "throttled_power_seconds_total": "power limit",
+    "throttled_thermal_sw_seconds_total": "software thermal control",
+    "throttled_thermal_hw_seconds_total": "hardware thermal protection",
+    "throttled_power_brake_seconds_total": "external power brake",
+    "throttled_sync_boost_seconds_total": "sync boost",
+    "throttled_application_clock_seconds_total": "application clock",
+    "ecc_corrected_total": "memory errors corrected",
+    "ecc_uncorrected_total": "memory errors not corrected",
+    # gauges
+    "memory_clock_mhz": "memory clock",
+    "power_watts": "board power",
+    "power_limit_watts": "enforced limit",
+    "temperature_celsius": "GPU",
+    "memory_temperature_celsius": "memory",
+    "memory_used_bytes": "device memory in use",
+    "memory_total_bytes": "device memory",
+    "pcie_link_generation": "current",
+    "pcie_link_width": "current",
+    "clock_event_reasons": "bitmask of the reasons for the clock now",
+}
+"""Every field a reading may carry, with its meaning; units are in the names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A card (or a host's processor) as the driver names it.
+
+    Attributes:
+        slot: place in the inventory: PCI address in lower case (``0000:18:00.0``), or a declared name.
+        kind: ``gpu`` or ``cpu``.
+        sku: the full NVML name; None when the driver does not say.
+        sm_count: streaming multiprocessors, from the device and not from a table.
+        instances: names of the MIG devices on it; empty where MIG is off.
+    """
+
+    slot: str
+    kind: str
+    sku: str | None
+    uuid: str | None = None
+    serial: str | None = None
+    minor: int | None = None
+    sm_count: int | None = None
+    clock_mhz_max: float | None = None
+    instances: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A compute process on a device. pid is in the host's namespace."""
+
+    pid: int
+    started_unix_ms: int | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Who holds a card, or a part of it. The weights of a card's shares sum to 1.
+
+    Attributes:
+        source: ``processes``, ``scenario``, ``slurm``, ``kubernetes``, ``file``.
+        model_flops_total: counter of model FLOPs this job declared for this card; None: no declaration.
+    """
+
+    bucket: Bucket
+    weight: float = 1.0
+    job: str | None = None
+    team: str | None = None
+    user: str | None = None
+    workload_class: str | None = None
+    phase: str | None = None
+    dtype: str | None = None
+    convention: str | None = None
+    source: str | None = None
+    rogue: bool = False
+    resident: bool | None = None
+    instance: str | None = None
+    model_flops_total: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a source said of one device.
+
+    Attributes:
+        taken_unix_ms: wall clock, UTC.
+        boottime_ns: CLOCK_BOOTTIME at the same moment; rates and durations come from it.
+        processes: compute processes; None when the driver did not say.
+        alive: False when the driver did not answer for this device: `values` is then empty.
+        failure: what the driver said instead, e.g. ``unresponsive``, ``gpu_is_lost``; None when alive.
+    """
+
+    device: Device
+    taken_unix_ms: int
+    boottime_ns: int
+    values: Mapping[str, Value] = field(default_factory=dict)
+    processes: tuple[Process, ...] | None = None
+    alive: bool = True
+    failure: str | None = None

@@ -1,0 +1,250 @@
+"""One session of a stream: a gRPC call from Hello to its end. See `stream` for the rules."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import structlog
+
+from flopwatch_proto.v1 import telemetry_pb2 as pb
+from flopwatch_proto.v1 import telemetry_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from flopwatch_agent.stream import Stream
+
+_log = structlog.get_logger()
+
+BACKLOG_BATCHES: Final = 3
+"""From so many pending batches on they are a backlog: sent without waiting for the node's turn."""
+
+PROBE_SECONDS: Final = 1.0
+"""Wait before one batch is tried where the collector credits nothing and names no time."""
+
+DRAIN_SECONDS: Final = 10.0
+"""After Drain, how long acknowledgements are still awaited."""
+
+_REJECT_CODES: Final = ("bad_hash", "bad_payload", "bad_rows", "too_large", "identity")
+
+_EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]
+
+Call = Any  # grpc.aio.StreamStreamCall; its stubs are incomplete
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What may be in flight, whatever the collector credits."""
+
+    batches_max: int = 8
+    bytes_max: int = 1024 * 1024
+
+
+class Session:
+    """Sends and reads on one call.
+
+    Attributes:
+        reconnect_seconds: the collector asked to come back after that; None: it did not.
+        said_goodbye: the goodbye went out.
+        error: why the session ended, if not by the call's own status.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._spool_id = stream.spool.spool_id
+        self._welcome: pb.Welcome | None = None
+        self._hello_unix_ns = 0
+        self._ended = False
+        self._sent_seq = stream.spool.state.acked_seq
+        self._in_flight: list[tuple[int, int]] = []
+        self._passed: set[int] = set()
+        self._credit_batches = 0
+        self._credit_bytes = 0
+        self._resume_at: float | None = None
+        self._status_at = 0.0
+        self.reconnect_seconds: float | None = None
+        self.said_goodbye = False
+        self.error = ""
+
+    async def run(self, channel: grpc.aio.Channel) -> None:
+        """Hold the session until it ends.
+
+        Raises:
+            AioRpcError, InvalidStateError: as gRPC says; TimeoutError: no Welcome came.
+        """
+        stub: Any = rpc.IngestStub(channel)
+        call: Call = stub.Stream()
+        self._hello_unix_ns = self._stream.clock.wall_unix_ns()
+        reader = asyncio.create_task(self._read(call))
+        try:
+            await call.write(self._stream.hello())
+            await self._await_welcome()
+            await self._write(call)
+            if self.said_goodbye:
+                await asyncio.wait({reader}, timeout=2.0)
+        finally:
+            call.cancel()
+            await asyncio.wait({reader})
+            if not reader.cancelled() and (broken := reader.exception()) is not None:
+                raise broken
+
+    async def _await_welcome(self) -> None:
+        clock = self._stream.clock
+        deadline = clock.monotonic_seconds() + self._stream.welcome_seconds
+        while self._welcome is None and not self._ended:
+            left = deadline - clock.monotonic_seconds()
+            if left <= 0:
+                raise TimeoutError("the collector did not answer Hello")
+            await self._stream.woken(left)
+
+    # ---- reading ----------------------------------------------------------------------------
+
+    async def _read(self, call: Call) -> None:
+        """Take every frame until the call ends; the one reader of the call."""
+        try:
+            while (frame := await call.read()) is not _EOF:
+                self._take(frame)
+                self._stream.wake()
+            code = await call.code()
+            if code is not grpc.StatusCode.OK:
+                self.error = f"{code.name}: {await call.details()}"
+        except grpc.aio.AioRpcError as exc:
+            self.error = f"{exc.code().name}: {exc.details()}"
+        finally:
+            self._ended = True
+            self._stream.wake()
+
+    def _take(self, frame: pb.CollectorFrame) -> None:
+        kind = frame.WhichOneof("frame")
+        if kind == "welcome":
+            self._take_welcome(frame.welcome)
+        elif self._welcome is None:
+            self.error = f"{kind} before Welcome"
+        elif kind == "ack":
+            self._take_ack(frame.ack)
+        elif kind == "reject":
+            self._take_reject(frame.reject)
+        elif kind == "drain":
+            self.reconnect_seconds = frame.drain.reconnect_after_ms / 1000
+
+    def _take_welcome(self, welcome: pb.Welcome) -> None:
+        self._welcome = welcome
+        self._credit_batches = welcome.credit_batches
+        self._credit_bytes = welcome.credit_bytes or self._stream.window.bytes_max
+        self._stream.welcomed(welcome, self._hello_unix_ns)
+        if welcome.oldest_start_unix_ms > 0:
+            self._stream.spool.drop_older_than(welcome.oldest_start_unix_ms)
+
+    def _take_ack(self, ack: pb.Ack) -> None:
+        self._credit_batches = ack.credit_batches
+        self._resume_at = None
+        self._pass(min(ack.through_seq, self._sent_seq), ack.stored_rows)
+        if ack.retry_after_ms > 0:
+            self._take_back(ack.retry_after_ms / 1000)
+
+    def _take_reject(self, reject: pb.Reject) -> None:
+        code = reject.code if reject.code in _REJECT_CODES else "other"
+        if not reject.permanent:
+            self._take_back(PROBE_SECONDS)
+            return
+        rejects = self._stream.counters.rejects
+        rejects[code] = rejects.get(code, 0) + 1
+        _log.warning("batch_rejected", seq=reject.seq, code=reject.code, text=reject.message)
+        if self._stream.spool.state.acked_seq < reject.seq <= self._sent_seq:
+            self._passed.add(reject.seq)
+            self._pass(self._stream.spool.state.acked_seq, 0)
+
+    def _pass(self, through_seq: int, stored_rows: int) -> None:
+        """Move the watermark, over rejected batches too."""
+        through_seq = max(through_seq, self._stream.spool.state.acked_seq)
+        while through_seq + 1 in self._passed:
+            through_seq += 1
+        self._passed = {seq for seq in self._passed if seq > through_seq}
+        self._in_flight = [(seq, size) for seq, size in self._in_flight if seq > through_seq]
+        self._stream.acknowledged(through_seq, stored_rows)
+
+    def _take_back(self, seconds: float) -> None:
+        """Hold everything that is not acknowledged and send it again after the wait."""
+        self._sent_seq = self._stream.spool.state.acked_seq
+        self._in_flight.clear()
+        self._passed.clear()
+        self._resume_at = self._stream.clock.monotonic_seconds() + seconds
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    async def _write(self, call: Call) -> None:
+        """Send what may be sent until the call ends, it is time to leave, or the spool is another."""
+        stream = self._stream
+        while not self._ended and self.reconnect_seconds is None:
+            if stream.spool.spool_id != self._spool_id:
+                self.error = "the spool moved"
+                return
+            await self._send_status(call)
+            hold = self._hold_seconds()
+            if hold <= 0:
+                await self._send_batches(call)
+            if stream.goodbye_frame is not None:
+                await call.write(pb.AgentFrame(goodbye=stream.goodbye_frame))
+                self.said_goodbye = True
+                await call.done_writing()
+                return
+            await stream.woken(self._wait_seconds(hold))
+        if not self._ended:
+            await self._drain()
+
+    async def _drain(self) -> None:
+        """The collector goes: send nothing more, take the acknowledgements that still come."""
+        clock = self._stream.clock
+        deadline = clock.monotonic_seconds() + DRAIN_SECONDS
+        while not self._ended and self._in_flight and clock.monotonic_seconds() < deadline:
+            await self._stream.woken(deadline - clock.monotonic_seconds())
+        self.error = "drained by the collector"
+
+    async def _send_batches(self, call: Call) -> None:
+        """Send as much as credits and the window allow."""
+        stream = self._stream
+        while not self._ended and self.reconnect_seconds is None:
+            batches = min(self._credits(), stream.window.batches_max) - len(self._in_flight)
+            size_max = min(self._credit_bytes, stream.window.bytes_max)
+            size = size_max - sum(size for _, size in self._in_flight)
+            alone = not self._in_flight
+            frames = stream.spool.pending(self._sent_seq, batches, size, at_least_one=alone)
+            if not frames:
+                return
+            for frame in frames:
+                self._sent_seq = frame.batch.seq or frame.gap.last_seq
+                self._in_flight.append((self._sent_seq, frame.ByteSize()))
+            for frame in frames:
+                await call.write(frame)
+
+    def _credits(self) -> int:
+        """Return how many batches may be in flight; one to probe, after a wait."""
+        now = self._stream.clock.monotonic_seconds()
+        if self._resume_at is not None:
+            if now < self._resume_at:
+                return 0
+            return max(1, self._credit_batches)
+        if self._credit_batches == 0 and not self._in_flight:
+            self._resume_at = now + PROBE_SECONDS
+        return self._credit_batches
+
+    def _hold_seconds(self) -> float:
+        if self._welcome is None or self._stream.spool.pending_batches >= BACKLOG_BATCHES:
+            return 0.0
+        return self._stream.hold_seconds(self._welcome.send_spread_ms)
+
+    def _wait_seconds(self, hold: float) -> float:
+        waits = [self._stream.status_seconds]
+        if hold > 0:
+            waits.append(hold)
+        if self._resume_at is not None:
+            waits.append(max(0.0, self._resume_at - self._stream.clock.monotonic_seconds()))
+        return min(waits)
+
+    async def _send_status(self, call: Call) -> None:
+        now = self._stream.clock.monotonic_seconds()
+        backlog = self._stream.spool.pending_batches - len(self._in_flight)
+        if backlog >= BACKLOG_BATCHES and now >= self._status_at:
+            self._status_at = now + self._stream.status_seconds
+            await call.write(self._stream.status())

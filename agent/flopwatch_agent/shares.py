@@ -1,0 +1,83 @@
+"""The shares of a card: made whole, compared, and cut to whole milliseconds. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import Final
+
+from flopwatch_agent.reading import Share
+from flopwatch_proto.rows import Bucket
+
+_FREE: Final = (Share(bucket=Bucket.FREE),)
+identity = attrgetter(
+    *("bucket", "weight", "job", "team", "user", "workload_class", "phase", "dtype"),
+    *("convention", "source", "rogue", "resident", "instance"),
+)
+
+Holder = tuple[str | None, str | None]
+"""(job, instance): what tells the shares of a card apart."""
+
+Finals = Mapping[Holder, float]
+"""(job, instance) → the last value of a counter of model FLOPs whose share has just ended."""
+
+
+def declared(held: Sequence[Share], now: Sequence[Share], finals: Finals) -> dict[Holder, float]:
+    """Return the model FLOPs declared between two readings, by (job, instance)."""
+    result: dict[Holder, float] = {}
+    for share in held:
+        start = share.model_flops_total
+        if start is None:
+            continue
+        key = (share.job, share.instance)
+        end = finals.get(key)
+        for other in now:
+            if (other.job, other.instance) == key and other.model_flops_total is not None:
+                end = other.model_flops_total
+        # A fall is a restart of the counter; 0 ≤ also refuses what is not a number.
+        if end is not None and 0.0 <= end - start < float("inf"):
+            result[key] = end - start
+    return result
+
+
+def whole(shares: Sequence[Share]) -> tuple[Share, ...]:
+    """Return the shares of a whole card: weights sum to 1, (job, instance) is unique."""
+    if len(shares) == 1 and shares[0].weight == 1.0:
+        return tuple(shares)
+    held = [share for share in shares if share.weight > 0.0]
+    if not held:
+        return _FREE
+    total = sum(share.weight for share in held)
+    if total > 1.0:
+        held = [replace(share, weight=share.weight / total) for share in held]
+    elif total < 1.0 - 1e-6:
+        held.append(Share(bucket=Bucket.FREE, weight=1.0 - total, source=held[0].source))
+    return tuple(_distinct(held))
+
+
+def _distinct(shares: Sequence[Share]) -> list[Share]:
+    """Return the shares with instances numbered where (job, instance) repeats: it is a row's key."""
+    seen: dict[Holder, int] = {}
+    result = []
+    for share in shares:
+        key = (share.job, share.instance)
+        count = seen[key] = seen.get(key, 0) + 1
+        if count > 1:
+            share = replace(share, instance=f"{share.instance or ''}#{count}")
+        result.append(share)
+    return result
+
+
+def split(total_ms: int, weights: Sequence[float]) -> list[int]:
+    """Return whole parts of a whole, by weight; the largest remainders round up."""
+    if len(weights) == 1:
+        return [total_ms]
+    scale = total_ms / sum(weights)
+    exact = [weight * scale for weight in weights]
+    parts = [int(share) for share in exact]
+    left = total_ms - sum(parts)
+    order = sorted(range(len(parts)), key=lambda i: (parts[i] - exact[i], i))
+    for i in order[:left]:
+        parts[i] += 1
+    return parts

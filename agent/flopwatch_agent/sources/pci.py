@@ -1,0 +1,35 @@
+"""Cards by the kernel's list of PCI devices: what should be there, whatever the driver says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+PCI_ROOT: Final = Path("/sys/bus/pci/devices")
+_NVIDIA: Final = "0x10de"
+_DISPLAY_CLASS: Final = "0x03"
+_DRIVER: Final = "nvidia"
+
+
+def nvidia_slots(pci_root: Path = PCI_ROOT) -> tuple[str, ...]:
+    """Return the addresses of NVIDIA's display controllers, sorted.
+
+    Cards bound to another driver (``vfio-pci``: lent to a virtual machine) are not this host's.
+    """
+    try:
+        places = sorted(pci_root.iterdir())
+    except OSError:
+        return ()
+    return tuple(place.name for place in places if _is_ours(place))
+
+
+def _is_ours(place: Path) -> bool:
+    try:
+        vendor = (place / "vendor").read_text().strip()
+        device_class = (place / "class").read_text().strip()
+    except OSError:
+        return False
+    if vendor != _NVIDIA or not device_class.startswith(_DISPLAY_CLASS):
+        return False
+    driver = place / "driver"
+    return not driver.exists() or driver.resolve().name == _DRIVER

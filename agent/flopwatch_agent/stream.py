@@ -1,0 +1,318 @@
+"""The stream: what is in the spool, to the collector, over one gRPC call that lasts.
+
+    connect ─► Hello ─► Welcome ─► Batch, Gap … ◄─ Ack, Reject, Drain ─► Goodbye
+       ▲                                                  │
+       └───── U(0, min(60 s, 1 s · 2^n)), for ever ◄──────┘  n = 0 again after 60 s of health
+
+Rules
+
+- The spool is the queue; the stream only remembers how far it has sent. What is in flight is at most
+  what the collector credits and what Window allows; TCP is not the back-pressure, credits are.
+- A new session sends again from the last acknowledged seq: rows have natural keys, so sending twice
+  changes nothing.
+- An Ack is the watermark. A permanent Reject is counted and passes it; ``retry_after_ms`` takes back what
+  was not acknowledged and probes with one batch after the wait.
+- A new interval is sent ``hash(node_id) mod send_spread_ms`` after the boundary, so that a fleet does not
+  speak at once; a backlog is not held back. Beside a backlog goes a Status with the newest rows.
+- One task reads for the call's life, one writes; neither is cancelled in the middle of an operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import random as random_module
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is imported; we never fork
+
+import grpc
+import structlog
+
+from flopwatch_agent.clock import Clock, SystemClock, wall_unix_ms
+from flopwatch_agent.session import Session, Window
+from flopwatch_agent.spool import Spool
+from flopwatch_proto.v1 import telemetry_pb2 as pb
+
+__all__ = ["Counters", "Stream", "StreamIdentity", "Window", "open_channel"]
+
+_log = structlog.get_logger()
+
+CHANNEL_OPTIONS: Final = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 60_000),
+    ("grpc.max_receive_message_length", 1024 * 1024),
+    ("grpc.max_send_message_length", 1024 * 1024),
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.enable_retries", 0),
+)
+"""A dead link is noticed, one connection per agent, messages are bounded, nothing is compressed."""
+
+
+def open_channel(target: str) -> grpc.aio.Channel:
+    """Return a channel of its own to the collector at HOST:PORT, in clear text."""
+    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamIdentity:
+    """Who speaks. Attributes: boot_id: scope of the boot clock."""
+
+    cluster: str
+    node_id: str
+    agent_version: str
+    boot_id: str = ""
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Waits between sessions. Attributes: healthy_seconds: a session this long starts over at n = 0."""
+
+    base_seconds: float = 1.0
+    max_seconds: float = 60.0
+    healthy_seconds: float = 60.0
+
+    def seconds(self, failures: int, random: random_module.Random) -> float:
+        """Return the wait before the next attempt, with full jitter."""
+        ceiling = min(self.max_seconds, self.base_seconds * 2.0 ** min(failures, 30))
+        return random.uniform(0.0, ceiling)
+
+
+@dataclass(slots=True, kw_only=True)
+class Counters:
+    """What happened on all sessions.
+
+    Attributes:
+        rejects: code → batches the collector will never take.
+        skew_ms: collector's clock less ours, when last heard; None before.
+        last_error: why the last session ended; empty while connected.
+    """
+
+    connected: bool = False
+    sessions: int = 0
+    reconnects: int = 0
+    acked_rows: int = 0
+    acked_batches: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    skew_ms: float | None = None
+    last_error: str = ""
+
+
+class Stream:
+    """Delivers one spool to one collector for as long as ``run`` runs.
+
+    Args:
+        target: HOST:PORT of the collector.
+        random: of the jitter; tests pass a seeded one.
+        channel: makes a channel to the target; the stream closes it after each session.
+        interval_ms: the grid of the send spread.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        identity: StreamIdentity,
+        spool: Spool,
+        *,
+        random: random_module.Random | None = None,
+        clock: Clock | None = None,
+        channel: Callable[[str], grpc.aio.Channel] = open_channel,
+        window: Window | None = None,
+        backoff: Backoff | None = None,
+        interval_ms: int = 10_000,
+        status_seconds: float = 10.0,
+        welcome_seconds: float = 15.0,
+    ) -> None:
+        self.target = target
+        self.identity = identity
+        self.spool = spool
+        self.clock = clock or SystemClock()
+        self.window = window or Window()
+        self.interval_ms = interval_ms
+        self.status_seconds = status_seconds
+        self.welcome_seconds = welcome_seconds
+        self.counters = Counters()
+        self.goodbye_frame: pb.Goodbye | None = None
+        self._random = random or random_module.Random()
+        self._channel = channel
+        self._backoff = backoff or Backoff()
+        self._newest = pb.IntervalRows()
+        self._driver_state = ""
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._said_goodbye = asyncio.Event()
+        self._hurry = False
+
+    # ---- for the agent ----------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Say that the spool has something new."""
+        self._wake.set()
+
+    def tell(self, newest: pb.IntervalRows, driver_state: str) -> None:
+        """Keep the newest rows for the Status that goes beside a backlog."""
+        self._newest, self._driver_state = newest, driver_state
+
+    async def drained(self) -> None:
+        """Return when everything in the spool is acknowledged; nothing is held back meanwhile."""
+        self._hurry = True
+        self.wake()
+        try:
+            while not self.spool.is_drained:
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._hurry = False
+
+    async def goodbye(self, reason: str, back_in_ms: int = 0, timeout_seconds: float = 3.0) -> None:
+        """Take leave, so that silence is expected; ``run`` returns after it.
+
+        Args:
+            reason: upgrade, stop, reboot or scenario_end.
+            back_in_ms: when to expect this node again; 0: not said.
+            timeout_seconds: longest wait; without a connection it returns at once.
+        """
+        self.goodbye_frame = pb.Goodbye(reason=reason, back_in_ms=back_in_ms)
+        self.wake()
+        if self.counters.connected:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._said_goodbye.wait(), timeout_seconds)
+
+    async def run(self) -> None:
+        """Keep a session for ever; return only after ``goodbye``."""
+        failures = 0
+        while self.goodbye_frame is None:
+            began = self.clock.monotonic_seconds()
+            wait_seconds = await self._session()
+            if self.goodbye_frame is not None:
+                return
+            if self.clock.monotonic_seconds() - began >= self._backoff.healthy_seconds:
+                failures = 0
+            if wait_seconds is None:
+                wait_seconds = self._backoff.seconds(failures, self._random)
+                failures += 1
+            self.counters.reconnects += 1
+            await self._pause(wait_seconds)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not past a goodbye."""
+        sleeping = asyncio.ensure_future(self.clock.sleep(seconds))
+        try:
+            while self.goodbye_frame is None and not sleeping.done():
+                self._wake.clear()
+                waking = asyncio.ensure_future(self._wake.wait())
+                await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
+                waking.cancel()
+        finally:
+            sleeping.cancel()
+            self._wake.set()
+
+    async def _session(self) -> float | None:
+        """Hold one session; return the wait the collector asked for, or None."""
+        channel = self._channel(self.target)
+        session = Session(self)
+        try:
+            await session.run(channel)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, OSError) as exc:
+            session.error = session.error or _error_text(exc)
+        finally:
+            was, self.counters.connected = self.counters.connected, False
+            await channel.close(None)
+        if session.said_goodbye:
+            self._said_goodbye.set()
+        error = session.error or "ended by the collector"
+        if error != self.counters.last_error or was:
+            _log.info("stream_ended", target=self.target, error=error)
+        self.counters.last_error = error
+        return session.reconnect_seconds
+
+    # ---- for the session --------------------------------------------------------------------
+
+    def hello(self) -> pb.AgentFrame:
+        """Return the first frame of a session."""
+        who = self.identity
+        return pb.AgentFrame(
+            hello=pb.Hello(
+                protocol_revision=1,
+                agent_version=who.agent_version,
+                cluster=who.cluster,
+                node_id=who.node_id,
+                simulated=who.simulated,
+                boot_id=who.boot_id,
+                spool_id=self.spool.spool_id,
+                next_seq=self.spool.next_seq,
+                wall_unix_ns=self.clock.wall_unix_ns(),
+                boottime_ns=self.clock.boottime_ns(),
+            )
+        )
+
+    def status(self) -> pb.AgentFrame:
+        """Return the picture of now."""
+        state = self.spool.state
+        return pb.AgentFrame(
+            status=pb.Status(
+                taken_unix_ms=wall_unix_ms(self.clock),
+                spool_batches=self.spool.pending_batches,
+                spool_bytes=self.spool.pending_bytes,
+                spool_oldest_unix_ms=max(0, self.spool.oldest_unix_ms()),
+                rows_produced=state.produced_rows,
+                rows_dropped=state.dropped_rows,
+                driver_state=self._driver_state,
+                newest=self._newest,
+            )
+        )
+
+    def welcomed(self, welcome: pb.Welcome, sent_unix_ns: int) -> None:
+        """Note a session that stands."""
+        now = self.clock.wall_unix_ns()
+        if welcome.server_wall_unix_ns:
+            middle = (sent_unix_ns + now) / 2
+            self.counters.skew_ms = (welcome.server_wall_unix_ns - middle) / 1e6
+        self.counters.connected = True
+        self.counters.sessions += 1
+        self.counters.last_error = ""
+        _log.info("stream_connected", target=self.target, session=welcome.session)
+
+    def acknowledged(self, through_seq: int, stored_rows: int) -> None:
+        """Pass what the collector holds to the spool."""
+        before = self.spool.state.acked_seq
+        self.spool.acknowledge(through_seq)
+        self.counters.acked_batches += self.spool.state.acked_seq - before
+        self.counters.acked_rows += stored_rows
+        self._changed.set()
+
+    def hold_seconds(self, spread_ms: int) -> float:
+        """Return how long a new interval waits for this node's turn."""
+        if self._hurry or self.goodbye_frame is not None or spread_ms <= 0:
+            return 0.0
+        spread_ms = min(spread_ms, self.interval_ms)
+        offset_ms = send_offset_ms(self.identity.node_id, spread_ms)
+        return max(0, offset_ms - wall_unix_ms(self.clock) % self.interval_ms) / 1000
+
+    async def woken(self, seconds: float) -> None:
+        """Return when woken, or after that many seconds."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), seconds)
+        self._wake.clear()
+
+
+def send_offset_ms(node_id: str, spread_ms: int) -> int:
+    """Return the node's own offset after an interval's boundary, 0 … spread - 1."""
+    digest = hashlib.blake2b(node_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % spread_ms
+
+
+def _error_text(exc: BaseException) -> str:
+    if isinstance(exc, grpc.aio.AioRpcError):
+        return f"{exc.code().name}: {exc.details()}"
+    return f"{type(exc).__name__}: {exc}"

@@ -1,0 +1,1 @@
+"""The commands of `flopwatch`: one module for each group of them, `app` puts them together."""

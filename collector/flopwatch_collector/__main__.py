@@ -1,0 +1,79 @@
+"""`flopwatch collector`: flags to configuration to a running collector. The only place that exits."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from flopwatch_collector import config as configuration
+from flopwatch_collector.app import serve
+from flopwatch_proto.errors import FlopwatchError, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the collector. Return the exit code: 0 stopped cleanly, 1 failed, 2 wrong configuration."""
+    flags = _parser().parse_args(argv)
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        config = configuration.load(
+            flags.config,
+            os.environ,
+            {
+                "--data": ("data", flags.data),
+                "--http": ("listen.http", flags.http),
+                "--grpc": ("listen.grpc", flags.grpc),
+                "--inventory": ("inventory", flags.inventory),
+            },
+        )
+        asyncio.run(serve(config, _say))
+    except UsageError as exc:
+        if str(exc):
+            sys.stderr.write(f"flopwatch collector: {exc}\n")
+        return 2
+    except FlopwatchError as exc:
+        sys.stderr.write(f"flopwatch collector: {exc}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flopwatch collector",
+        description="Takes rows from agents, keeps the account, shows it and pages.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", type=Path, help="TOML file (default /etc/flopwatch/collector.toml)"
+    )
+    parser.add_argument("--data", help="data directory")
+    parser.add_argument("--http", help="dashboard and API, HOST:PORT (default 127.0.0.1:9750)")
+    parser.add_argument("--grpc", help="ingest, HOST:PORT (default 127.0.0.1:9751)")
+    parser.add_argument("--inventory", help="TOML file of the slots of record")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""The collector: its stages wired, started in order and stopped in reverse.
+
+store → live → ingest                  agents are acknowledged from here on
+        live → watch → outbox → page   judged every 10 s, whatever readers do
+store → rollup                         in a thread of its own
+store → read server ⇄ web              a child process: it can be killed, and is started again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry, generate_latest
+
+from flopwatch_collector import inventory
+from flopwatch_collector.child import Child
+from flopwatch_collector.config import CollectorConfig
+from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.ledger.rollup import Rollup
+from flopwatch_collector.listen import IngestServer
+from flopwatch_collector.live import Live
+from flopwatch_collector.paging.outbox import Sender
+from flopwatch_collector.paging.webhook import Webhook, secret_of
+from flopwatch_collector.rules.registry import RULES, settings_of
+from flopwatch_collector.telemetry.arrival import declared
+from flopwatch_collector.telemetry.dirty import dirty_minutes
+from flopwatch_collector.telemetry.remote import ReadServer
+from flopwatch_collector.telemetry.store import TelemetryStore
+from flopwatch_collector.watch import Watch, WatchSettings
+from flopwatch_proto.errors import FlopwatchError, UsageError
+
+ROLLUP_EVERY_S: Final = 5.0
+
+log = structlog.get_logger()
+
+
+def unix_ms() -> int:
+    """Return the wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True)
+class Health:
+    """What `/healthz` and `/readyz` are told."""
+
+    ingest_address: str = ""
+    http_url: str = ""
+    dirty_minutes: int = 0
+    rollup_unix_ms: int = 0
+    rollup_failures: int = 0
+    rolled_minutes: int = 0
+
+
+@dataclass(slots=True)
+class Collector:
+    """A running collector. Use `run`; tests use the parts."""
+
+    config: CollectorConfig
+    say: Callable[[str], None]
+    health: Health = field(default_factory=Health)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set.
+
+        Raises:
+            UsageError: something that was configured cannot be: a port, a directory, a file.
+        """
+        async with AsyncExitStack() as stack:
+            failed = await self._start(stack)
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done() and not stop.is_set():
+                failed.result()
+
+    async def _start(self, stack: AsyncExitStack) -> asyncio.Task[None]:
+        config = self.config
+        declared = _inventory(config)
+        make_directory(config.directory)
+        started = unix_ms()
+        store = TelemetryStore.open(config.telemetry_dsn)
+        stack.callback(store.close)
+        control = ControlStore.open(config.control_dsn)
+        stack.callback(control.close)
+        mfu = next(rule for rule in RULES if rule.name == "mfu")
+        live = Live(started, lambda cluster: settings_of(mfu, cluster, config.rules))
+        _declare(store, declared, started)
+        await asyncio.to_thread(live.load, store, started)
+        ingest = IngestServer(
+            store, live, registry=self.registry, inventoried=frozenset(s.cluster for s in declared)
+        )
+        port = await ingest.start(config.listen.grpc)
+        stack.push_async_callback(ingest.stop)
+        self.health.ingest_address = f"{config.listen.grpc.rpartition(':')[0]}:{port}"
+        sender = Sender(
+            control,
+            _channels(config),
+            clock=unix_ms,
+            fallback=config.paging.fallback,
+            jitter=random.Random(),
+        )
+        stack.push_async_callback(sender.close)
+        watch = Watch(
+            live,
+            control,
+            WatchSettings(rules=config.rules, paging=config.paging),
+            unix_ms,
+            started,
+            sender.wake,
+        )
+        reads = ReadServer(
+            store, config.directory / "read.sock", status=self._status, metrics=self._metrics
+        )
+        await reads.start()
+        stack.push_async_callback(reads.close)
+        web = Child("web", self._web_command, self._web_said)
+        await web.start()
+        stack.push_async_callback(web.stop)
+        self.say(f"ingest {self.health.ingest_address}")
+        self.say(f"dashboard {self.health.http_url}")
+        log.info("collector_ready", ingest=self.health.ingest_address, http=self.health.http_url)
+        return await stack.enter_async_context(
+            _together(watch.run(), sender.run(), self._roll(store), web.keep())
+        )
+
+    async def _roll(self, store: TelemetryStore) -> None:
+        """Keep minutes and hours in step with raw rows; a failure is counted and tried again."""
+        rollup = Rollup(store)
+        while True:
+            written = 0
+            try:
+                written = await asyncio.to_thread(rollup.run, unix_ms())
+                self.health.dirty_minutes = len(await asyncio.to_thread(dirty_minutes, store))
+                self.health.rollup_unix_ms = unix_ms()
+                self.health.rolled_minutes += written
+            except FlopwatchError as exc:
+                self.health.rollup_failures += 1
+                log.warning("rollup_failed", reason=str(exc))
+            await asyncio.sleep(0.05 if written else ROLLUP_EVERY_S)
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "ingest": self.health.ingest_address,
+            "dirty_minutes": self.health.dirty_minutes,
+            "rollup_unix_ms": self.health.rollup_unix_ms,
+            "rollup_failures": self.health.rollup_failures,
+            "rolled_minutes": self.health.rolled_minutes,
+            "simulated_may_page": self.config.rules.page_simulated,
+        }
+
+    def _metrics(self) -> str:
+        return generate_latest(self.registry).decode()
+
+    def _web_command(self) -> list[str]:
+        # A child that is started again listens where the first one did.
+        http = self.health.http_url.removeprefix("http://") or self.config.listen.http
+        return [
+            *(sys.executable, "-m", "flopwatch_collector.web"),
+            *("--data", str(self.config.directory)),
+            *("--http", http),
+            *("--control", self.config.control_dsn),
+            *("--deployment", self.config.paging.deployment),
+        ]
+
+    def _web_said(self, line: str) -> None:
+        self.health.http_url = msgspec.json.decode(line)["http"]
+
+
+def make_directory(directory: Path) -> None:
+    """Make the data directory, for its owner only.
+
+    Raises:
+        UsageError: it cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise UsageError(
+            f"--data: cannot use {directory}: {exc.strerror}; name a directory that can be written"
+        ) from exc
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UsageError(f"--data: {directory} cannot be written; name another or change its owner")
+
+
+def _inventory(config: CollectorConfig) -> tuple[inventory.Slot, ...]:
+    return () if config.inventory is None else inventory.load(Path(config.inventory))
+
+
+def _declare(store: TelemetryStore, slots: tuple[inventory.Slot, ...], now_unix_ms: int) -> None:
+    """Store the inventory of record as declarations."""
+    for cluster, declarations in inventory.declarations(slots).items():
+        store.append("slot", declared(cluster, declarations, now_unix_ms))
+
+
+def _channels(config: CollectorConfig) -> dict[str, Webhook]:
+    return {
+        route.name: Webhook(route, secret_of(route, os.environ)) for route in config.paging.route
+    }
+
+
+@asynccontextmanager
+async def _together(*jobs: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """Run jobs that never end; yield a task that ends when one of them fails."""
+    tasks = [asyncio.create_task(job) for job in jobs]
+
+    async def first_failure() -> None:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+
+    try:
+        yield asyncio.create_task(first_failure())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def serve(config: CollectorConfig, say: Callable[[str], None]) -> None:
+    """Run a collector until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await Collector(config, say).run(stop)

@@ -1,0 +1,116 @@
+"""Configuration of the collector: `/etc/flopwatch/collector.toml`, `FLOPWATCH_*` and flags.
+
+Checked as a whole before anything starts; an unknown key names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from flopwatch_collector.paging import settings as paging
+from flopwatch_collector.paging.settings import PagingConfig
+from flopwatch_collector.rules import registry
+from flopwatch_collector.rules.settings import RulesConfig
+from flopwatch_proto import settings
+from flopwatch_proto.errors import UsageError
+
+DEFAULT_PATH: Final = Path("/etc/flopwatch/collector.toml")
+LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+class ListenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The section ``[listen]``: HOST:PORT each; port 0 takes any free one and prints it.
+
+    Attributes:
+        grpc: where agents connect.
+        http: dashboard, API and metrics.
+    """
+
+    grpc: str = "127.0.0.1:9751"
+    http: str = "127.0.0.1:9750"
+
+
+class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sections ``[telemetry]`` and ``[control]``. Attributes: dsn: None: in the data directory."""
+
+    dsn: str | None = None
+
+
+class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the collector is told.
+
+    Attributes:
+        data: directory of everything it keeps; None: ``/var/lib/flopwatch`` as root, else
+            ``~/.local/share/flopwatch``.
+        inventory: file of the slots of record; None: slots are in service from their first row.
+    """
+
+    data: str | None = None
+    inventory: str | None = None
+    listen: ListenConfig = ListenConfig()
+    telemetry: StoreConfig = StoreConfig()
+    control: StoreConfig = StoreConfig()
+    rules: RulesConfig = RulesConfig()
+    paging: PagingConfig = PagingConfig()
+
+    @property
+    def directory(self) -> Path:
+        """The data directory."""
+        if self.data is not None:
+            return Path(self.data).absolute()
+        home = Path("/var/lib/flopwatch")
+        return home if os.geteuid() == 0 else Path.home() / ".local/share/flopwatch"
+
+    @property
+    def telemetry_dsn(self) -> str:
+        """The DSN of the telemetry store."""
+        return self.telemetry.dsn or f"chdb://{self.directory}/telemetry"
+
+    @property
+    def control_dsn(self) -> str:
+        """The DSN of the control store."""
+        return self.control.dsn or f"sqlite:///{self.directory}/control.db"
+
+
+def load(
+    path: Path | None, environ: Mapping[str, str], flags: Mapping[str, tuple[str, str | None]]
+) -> CollectorConfig:
+    """Return the checked configuration.
+
+    Raises:
+        UsageError: naming the file, variable or flag, the key and the fix.
+    """
+    config = settings.load(
+        CollectorConfig,
+        path=path,
+        environ=environ,
+        env_prefix="FLOPWATCH_COLLECTOR",
+        default_path=DEFAULT_PATH,
+        flags=flags,
+        foreign_sections=AGENT_SECTIONS,
+    )
+    for key in ("grpc", "http"):
+        _check_address(f"listen.{key}", getattr(config.listen, key))
+    paging.validate(config.paging)
+    registry.validate(config.rules)
+    return config
+
+
+AGENT_SECTIONS: Final = ("agent", "nvml", "processor", "host", "jobs", "spool", "metrics", "api")
+"""Sections of the agent and the client, which may stand in the same environment."""
+
+
+def _check_address(key: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{key} is {address!r}; write HOST:PORT, for example 127.0.0.1:9751")
+    if host not in LOOPBACK:
+        raise UsageError(
+            f"{key} is {address!r}; without authentication configured it must be on loopback: "
+            f"use 127.0.0.1:{port}"
+        )

@@ -1,0 +1,1 @@
+"""One module per revision, named v0001_… in their order."""

@@ -1,0 +1,244 @@
+"""The sender: takes pages from the outbox until a receiver accepted each of them.
+
+Lines per (rule, cluster, route) are independent, strictly in order within, retried for ever with full
+jitter from 1 to 60 s. A page counts as sent when its 2xx answer is on disk: a crash between the two sends it
+again with the same ``Idempotency-Key`` and dedup key, which receivers fold into one.
+
+A page that its receiver refuses (400), or has not taken within 2 minutes, also goes to the fallback route;
+a refused one leaves its line, so that it cannot block the resolve behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import structlog
+
+from flopwatch_collector.control.operations import maintenances, silences
+from flopwatch_collector.control.outbox import OutboxRow, row_id
+from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.paging.suppression import held_because
+from flopwatch_collector.paging.webhook import Channel
+from flopwatch_proto.errors import PermanentError, RetryableError
+
+BACKOFF_MS_MIN: Final = 1_000
+BACKOFF_MS_MAX: Final = 60_000
+FALLBACK_AFTER_MS: Final = 2 * 60_000
+HELD_RECHECK_MS: Final = 10_000
+POLL_S: Final = 1.0
+SENDS_MAX: Final = 32
+
+Line = tuple[str, str, str]
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class SenderCounters:
+    """What happened since the start. Attributes: self_alerts: pages that needed the fallback, or had
+    none; unrouted: pages for a route that is configured no longer."""
+
+    sent: int = 0
+    failed: int = 0
+    refused: int = 0
+    held: int = 0
+    self_alerts: int = 0
+    unrouted: int = 0
+    store_errors: int = 0
+
+
+class Sender:
+    """Sends what is due over the channels.
+
+    Args:
+        control: the store that holds the outbox.
+        channels: by route name.
+        fallback: name of the fallback route.
+        clock: Unix ms now.
+        jitter: where the backoff draws from.
+    """
+
+    def __init__(
+        self,
+        control: ControlStore,
+        channels: Mapping[str, Channel],
+        *,
+        clock: Callable[[], int],
+        fallback: str | None = None,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self.counters = SenderCounters()
+        self._control = control
+        self._channels = channels
+        self._fallback = fallback
+        self._clock = clock
+        self._jitter = jitter or random.Random()
+        self._busy: dict[Line, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+        self._failing: set[Line] = set()
+
+    def wake(self) -> None:
+        """Look now: there is something new to send."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Send for ever; ends when cancelled, with tries under way cancelled too."""
+        try:
+            while True:
+                self._wake.clear()
+                self.start_due()
+                try:
+                    await asyncio.wait_for(self._wake.wait(), POLL_S)
+                except TimeoutError:
+                    continue
+        finally:
+            tries = list(self._busy.values())
+            for task in tries:
+                task.cancel()
+            await asyncio.gather(*tries, return_exceptions=True)
+
+    async def once(self) -> None:
+        """Send what is due now and wait for these tries."""
+        self.start_due()
+        await asyncio.gather(*self._busy.values())
+
+    async def close(self) -> None:
+        """Close every channel."""
+        for channel in self._channels.values():
+            await channel.close()
+
+    def start_due(self) -> None:
+        """Start a try for every line that is due and not busy."""
+        try:
+            due = self._due()
+        except RetryableError as exc:
+            self.counters.store_errors += 1
+            log.warning("outbox_unreadable", reason=str(exc))
+            return
+        for row in due:
+            line = (row.rule, row.cluster, row.route)
+            if line in self._busy or len(self._busy) >= SENDS_MAX:
+                continue
+            task = asyncio.create_task(self._try(row))
+            self._busy[line] = task
+            task.add_done_callback(partial(self._done, line))
+
+    def _done(self, line: Line, _task: asyncio.Task[None]) -> None:
+        del self._busy[line]
+        self._wake.set()
+
+    def _due(self) -> list[OutboxRow]:
+        """The rows to try, after those that wait for a reason were put back."""
+        now_unix_ms = self._clock()
+        due = self._control.due(now_unix_ms)
+        if not due:
+            return []
+        quiet = silences(self._control, now_unix_ms)
+        windows = maintenances(self._control, now_unix_ms)
+        incidents = self._control.incidents()
+        free: list[OutboxRow] = []
+        for row in due:
+            if (row.rule, row.cluster, row.route) in self._busy:
+                continue
+            reason = held_because(row, quiet, windows, incidents)
+            if reason is None:
+                free.append(row)
+                continue
+            self.counters.held += 1
+            self._control.held(row, reason, now_unix_ms, now_unix_ms + HELD_RECHECK_MS)
+        return free
+
+    async def _try(self, row: OutboxRow) -> None:
+        try:
+            await self._deliver(row)
+        except RetryableError as exc:
+            # The store did not take the outcome: the row is still due and is tried again.
+            self.counters.store_errors += 1
+            log.warning("outbox_unwritable", page=row.id, reason=str(exc))
+            await asyncio.sleep(POLL_S)
+
+    async def _deliver(self, row: OutboxRow) -> None:
+        channel = self._channels.get(row.route)
+        if channel is None:
+            self.counters.unrouted += 1
+            self._refused(row, "the route is not configured")
+            return
+        try:
+            reference = await channel.send(row, self._clock())
+        except PermanentError as exc:
+            self.counters.refused += 1
+            self._refused(row, str(exc))
+        except RetryableError as exc:
+            self._failed(row, str(exc))
+        else:
+            self._accepted(row, reference)
+
+    def _failed(self, row: OutboxRow, error: str) -> None:
+        now_unix_ms = self._clock()
+        self.counters.failed += 1
+        line = (row.rule, row.cluster, row.route)
+        if line not in self._failing:
+            self._failing.add(line)
+            log.warning("page_route_failing", route=row.route, cluster=row.cluster, reason=error)
+        # Time in a silence is not the receiver's: what counts is whether it was tried before.
+        late = row.attempts > 0 and now_unix_ms - row.created_unix_ms >= FALLBACK_AFTER_MS
+        if late:
+            self._hand_over(row, now_unix_ms)
+        self._control.failed(row.id, error, now_unix_ms + self._backoff_ms(row.attempts))
+
+    def _hand_over(self, row: OutboxRow, now_unix_ms: int) -> None:
+        """Put a line that does not move on the fallback's line, the resolve that waits in it too."""
+        line = (row.rule, row.cluster, row.route)
+        copies = [
+            copy
+            for waiting in self._control.outbox_open()
+            if (waiting.rule, waiting.cluster, waiting.route) == line
+            for copy in self._copies(waiting, now_unix_ms)
+        ]
+        if not copies:
+            return
+        if not self._control.told(row, copies[0].route):
+            self.counters.self_alerts += 1
+        self._control.enqueue(copies)
+
+    def _accepted(self, row: OutboxRow, reference: str | None) -> None:
+        now_unix_ms = self._clock()
+        if self._fallback is not None and self._control.told(row, self._fallback):
+            # The fallback heard of this outage, so it hears how it goes on.
+            self._control.enqueue(self._copies(row, now_unix_ms))
+        self._control.sent(row.id, now_unix_ms, reference)
+        self.counters.sent += 1
+        if (line := (row.rule, row.cluster, row.route)) in self._failing:
+            self._failing.discard(line)
+            log.info("page_route_recovered", route=row.route, cluster=row.cluster)
+
+    def _refused(self, row: OutboxRow, error: str) -> None:
+        now_unix_ms = self._clock()
+        log.error("page_refused", route=row.route, cluster=row.cluster, reason=error)
+        self.counters.self_alerts += 1
+        self._control.refused(row.id, error, now_unix_ms, self._copies(row, now_unix_ms))
+
+    def _copies(self, row: OutboxRow, now_unix_ms: int) -> list[OutboxRow]:
+        if self._fallback is None or row.route == self._fallback:
+            return []
+        return [
+            replace(
+                row,
+                id=row_id(row.dedup_key, self._fallback, row.action, row.repeat_no),
+                route=self._fallback,
+                attempts=0,
+                last_error=None,
+                held_reason=None,
+                created_unix_ms=now_unix_ms,
+                next_try_unix_ms=now_unix_ms,
+            )
+        ]
+
+    def _backoff_ms(self, attempts: int) -> int:
+        """Full jitter: anything from 1 s up to 1 s doubled per try, at most 60 s."""
+        ceiling = min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** min(attempts + 1, 16))
+        return round(self._jitter.uniform(BACKOFF_MS_MIN, ceiling))

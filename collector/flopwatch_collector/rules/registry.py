@@ -1,0 +1,152 @@
+"""RULES: every rule with its defaults, in the order in which they are judged.
+
+``blind`` comes first: a mass silence holds the pages of what it would only repeat.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from flopwatch_collector.rules import Observation, allocation, blind, coverage, data_missing, mfu
+from flopwatch_collector.rules.settings import BASES, RuleOverride, RulesConfig, RuleSettings
+from flopwatch_collector.rules.verdict import Verdict
+from flopwatch_proto.errors import UsageError
+
+Judge = Callable[[Observation, RuleSettings], Verdict]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule of the listing.
+
+    Attributes:
+        name: as in configuration, API and pages.
+        short: as on a lock screen.
+        reads: the observation it judges: ``allocation`` or ``mfu``.
+        judge: the verdict, pure.
+        defaults: what it works with where nothing is configured.
+    """
+
+    name: str
+    short: str
+    reads: str
+    judge: Judge
+    defaults: RuleSettings
+
+
+RULES: Final = (
+    Rule(
+        name="blind",
+        short="blind",
+        reads="allocation",
+        judge=blind.judge,
+        defaults=RuleSettings(line=0.98, for_s=0, clear_s=120),
+    ),
+    Rule(
+        name="allocation",
+        short="alloc",
+        reads="allocation",
+        judge=allocation.judge,
+        defaults=RuleSettings(
+            line=0.96,
+            for_s=300,
+            hysteresis_points=1,
+            deep_points=20,
+            escalate_points=5,
+            cause_s=120,
+        ),
+    ),
+    Rule(
+        name="data_missing",
+        short="data",
+        reads="allocation",
+        judge=data_missing.judge,
+        defaults=RuleSettings(line=0.96, for_s=300, clear_s=300),
+    ),
+    Rule(
+        name="mfu",
+        short="MFU",
+        reads="mfu",
+        judge=mfu.judge,
+        defaults=RuleSettings(
+            line=0.60,
+            for_s=900,
+            hysteresis_points=2,
+            deep_points=20,
+            escalate_relative=0.25,
+            cause_s=120,
+        ),
+    ),
+    Rule(
+        name="coverage",
+        short="coverage",
+        reads="mfu",
+        judge=coverage.judge,
+        defaults=RuleSettings(line=0.90, for_s=600, hysteresis_points=2),
+    ),
+)
+
+RULE_NAMES: Final = tuple(rule.name for rule in RULES)
+
+
+def rule_named(name: str) -> Rule:
+    """The rule of that name. Raises: UsageError naming the nearest known one."""
+    for rule in RULES:
+        if rule.name == name:
+            return rule
+    nearest = difflib.get_close_matches(name, RULE_NAMES, n=1, cutoff=0.0)[0]
+    raise UsageError(f"rule {name!r} is unknown; the nearest known one is {nearest!r}")
+
+
+def settings_of(rule: Rule, cluster: str, config: RulesConfig) -> RuleSettings:
+    """What a rule works with on a cluster: defaults, then ``[rules.RULE]``, then the cluster's own."""
+    settings = _merged(rule.defaults, getattr(config, rule.name))
+    if rule.name == "data_missing":
+        # It asks whether allocation can be judged, so it must ask at allocation's line.
+        settings = replace(
+            settings, line=settings_of(rule_named("allocation"), cluster, config).line
+        )
+    if cluster in config.clusters:
+        settings = _merged(settings, getattr(config.clusters[cluster], rule.name))
+    return settings
+
+
+def _merged(settings: RuleSettings, override: RuleOverride) -> RuleSettings:
+    changes = {
+        field.name: getattr(override, field.name)
+        for field in fields(settings)
+        if getattr(override, field.name) is not None
+    }
+    return replace(settings, **changes)
+
+
+def validate(config: RulesConfig) -> None:
+    """Check every rule on every configured cluster. Raises: UsageError naming the key and the fix."""
+    if config.settle_s < 0:
+        raise UsageError("rules.settle_s must be 0 or more seconds")
+    if not 0 <= config.onboarded_ratio_min <= 1:
+        raise UsageError("rules.onboarded_ratio_min must be a ratio from 0 to 1")
+    for cluster in ("", *config.clusters):
+        for rule in RULES:
+            prefix = f"rules.clusters.{cluster}" if cluster else "rules"
+            _validate_one(settings_of(rule, cluster, config), f"{prefix}.{rule.name}")
+
+
+def _validate_one(settings: RuleSettings, key: str) -> None:
+    if not 0 < settings.line <= 1:
+        raise UsageError(f"{key}.line must be a ratio above 0 and up to 1: write 0.96 for 96 %")
+    if settings.line + settings.hysteresis_points / 100 > 1:
+        raise UsageError(
+            f"{key}.hysteresis_points lifts the clearing line above 1: nothing could clear"
+        )
+    for name in ("for_s", "clear_s", "deep_s", "cause_s", "window_s", "hysteresis_points"):
+        if (getattr(settings, name) or 0) < 0:
+            raise UsageError(f"{key}.{name} must be 0 or more")
+    for name in ("deep_points", "escalate_points", "escalate_relative"):
+        if (value := getattr(settings, name)) is not None and value <= 0:
+            raise UsageError(f"{key}.{name} must be more than 0")
+    if settings.basis not in BASES:
+        raise UsageError(f"{key}.basis is {settings.basis!r}; known are {', '.join(BASES)}")

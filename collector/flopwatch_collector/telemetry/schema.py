@@ -1,0 +1,378 @@
+"""The tables of the telemetry store, generated from the catalogues of rows and lines.
+
+Rules that hold for every table:
+
+- times are Int64 milliseconds since 1970 (``*_unix_ms``); a text that is not known is ``''``; a quantity
+  that has no value is NULL;
+- ``ORDER BY`` is the natural key, so a row that is stored twice collapses: read with ``FINAL``;
+- ``version`` decides which of two rows with one key stands.
+
+Lines are the exception: a minute (or hour) of a cluster is written whole under a new ``generation``,
+which is part of the key, and *afterwards* one row of ``written`` names that generation. Readers take the
+newest generation that ``written`` names (`newest_lines`), so a half-written one is never seen and a line
+that is gone in the new generation is gone. No ``FINAL`` is needed. Superseded generations are removed by
+`TelemetryStore.sweep` and at the latest by the age limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from flopwatch_collector.ledger.lines import LINE_INTS, LINE_MAXIMA, LINE_SUMS, LINE_TEXTS
+from flopwatch_proto import rows
+
+DAY_MS: Final = 24 * 3_600_000
+RAW_KEPT_DAYS: Final = 35
+"""Raw rows live this long from their *arrival*; rows with an older start are refused."""
+MINUTE_KEPT_DAYS: Final = 400
+
+TEXT: Final = "LowCardinality(String)"
+LONG_TEXT: Final = "String"
+TEXTS: Final = "Array(LowCardinality(String))"
+INT: Final = "Int64"
+COUNT: Final = "UInt64"
+MILLISECONDS: Final = "UInt32"
+CODE: Final = "UInt8"
+FLAG: Final = "Bool"
+NUMBER: Final = "Float64"
+QUANTITY: Final = "Nullable(Float64)"
+
+ColumnTypes = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One table.
+
+    Attributes:
+        columns: name → ClickHouse type.
+        key: the natural key; the sort order of the table.
+        time: the column whose day (or month, with ``by_month``) is the partition.
+        version: of two rows with one key, the one with the larger version stands.
+        kept_days: rows go this many days after ``stored_unix_ms``; None keeps them for ever.
+    """
+
+    name: str
+    columns: ColumnTypes
+    key: tuple[str, ...]
+    time: str
+    version: str = "stored_unix_ms"
+    by_month: bool = False
+    kept_days: int | None = None
+
+
+def _interval() -> Table:
+    columns: ColumnTypes = {"cluster": TEXT, "node": TEXT, "simulated": FLAG}
+    columns |= {
+        "start_unix_ms": INT,
+        "duration_ms": MILLISECONDS,
+        "weight": NUMBER,
+        "bucket": CODE,
+        "rogue": FLAG,
+    }
+    columns |= dict.fromkeys(rows.TEXTS, TEXT)
+    columns |= {q.name: MILLISECONDS for q in rows.CARD_TIMES}
+    columns |= dict.fromkeys(rows.QUANTITY_NAMES, QUANTITY)
+    columns |= {
+        "not_supported": TEXTS,
+        "failed": TEXTS,
+        "spool_id": TEXT,
+        "seq": COUNT,
+        "stored_unix_ms": INT,
+    }
+    return Table(
+        name="interval",
+        columns=columns,
+        key=("cluster", "start_unix_ms", "node", "slot", "job", "instance"),
+        time="start_unix_ms",
+        kept_days=RAW_KEPT_DAYS,
+    )
+
+
+def _host() -> Table:
+    columns: ColumnTypes = {
+        "cluster": TEXT,
+        "node": TEXT,
+        "simulated": FLAG,
+        "start_unix_ms": INT,
+        "duration_ms": MILLISECONDS,
+    }
+    columns |= {q.name: QUANTITY for q in rows.HOST_QUANTITIES}
+    columns["stored_unix_ms"] = INT
+    return Table(
+        name="host",
+        columns=columns,
+        key=("cluster", "start_unix_ms", "node"),
+        time="start_unix_ms",
+        kept_days=RAW_KEPT_DAYS,
+    )
+
+
+_ROSTER: Final = Table(
+    name="roster",
+    columns={
+        "cluster": TEXT,
+        "taken_unix_ms": INT,
+        "source": TEXT,
+        "valid_until_unix_ms": INT,
+        "node": TEXT,  # '' with slot '': the roster itself, also when it lists nothing
+        "slot": TEXT,
+        "bucket": CODE,
+        "job": TEXT,
+        "team": TEXT,
+        "workload_class": TEXT,
+        "weight": NUMBER,
+        "pending_jobs": MILLISECONDS,
+        "pending_cards": MILLISECONDS,
+        "simulated": FLAG,
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "taken_unix_ms", "source", "node", "slot", "job"),
+    time="taken_unix_ms",
+    kept_days=RAW_KEPT_DAYS,
+)
+
+_SLOT: Final = Table(
+    name="slot",
+    columns={
+        "cluster": TEXT,
+        "node": TEXT,
+        "slot": TEXT,
+        "from_unix_ms": INT,
+        "to_unix_ms": INT,  # 0: until the next declaration of this slot
+        "state": CODE,
+        "sku": TEXT,
+        "device_uuid": TEXT,
+        "serial": TEXT,
+        "device_kind": TEXT,
+        "dtype": TEXT,
+        "simulated": FLAG,
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "node", "slot", "from_unix_ms"),
+    time="from_unix_ms",
+    by_month=True,
+)
+
+_EVENT: Final = Table(
+    name="event",
+    columns={
+        "cluster": TEXT,
+        "node": TEXT,
+        "slot": TEXT,
+        "time_unix_ms": INT,
+        "kind": TEXT,
+        "code": INT,
+        "severity": TEXT,
+        "text": LONG_TEXT,
+        "simulated": FLAG,
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "time_unix_ms", "node", "slot", "kind", "code"),
+    time="time_unix_ms",
+    by_month=True,
+    kept_days=MINUTE_KEPT_DAYS,
+)
+
+_PROBE: Final = Table(
+    name="probe",
+    columns={
+        "cluster": TEXT,
+        "node": TEXT,
+        "slot": TEXT,
+        "start_unix_ms": INT,
+        "kind": TEXT,
+        "dtype": TEXT,
+        "sku": TEXT,
+        "device_uuid": TEXT,
+        "seconds": NUMBER,
+        "median_flops": NUMBER,
+        "p10_flops": NUMBER,
+        "p90_flops": NUMBER,
+        "sustained": FLAG,
+        "result_json": LONG_TEXT,
+        "simulated": FLAG,
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "start_unix_ms", "node", "slot", "kind", "dtype"),
+    time="start_unix_ms",
+    by_month=True,
+    kept_days=MINUTE_KEPT_DAYS,
+)
+
+_GAP: Final = Table(
+    name="gap",
+    columns={
+        "spool_id": TEXT,
+        "first_seq": COUNT,
+        "last_seq": COUNT,
+        "cluster": TEXT,
+        "node": TEXT,
+        "rows": COUNT,
+        "bytes": COUNT,
+        "first_unix_ms": INT,
+        "last_unix_ms": INT,
+        "reason": TEXT,
+        "simulated": FLAG,
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "node", "spool_id", "first_seq"),
+    time="stored_unix_ms",
+    by_month=True,
+    kept_days=MINUTE_KEPT_DAYS,
+)
+
+_QUARANTINE: Final = Table(
+    name="quarantine",
+    columns={
+        "spool_id": TEXT,
+        "seq": COUNT,
+        "cluster": TEXT,
+        "node": TEXT,
+        "rows": COUNT,
+        "code": TEXT,
+        "message": LONG_TEXT,
+        "payload": LONG_TEXT,  # base64 of the frame; '' where the bound of quarantine was reached
+        "simulated": FLAG,
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "node", "spool_id", "seq"),
+    time="stored_unix_ms",
+    by_month=True,
+    kept_days=RAW_KEPT_DAYS,
+)
+
+_RECEIPT: Final = Table(
+    name="receipt",
+    columns={
+        "spool_id": TEXT,
+        "seq": COUNT,
+        "cluster": TEXT,
+        "node": TEXT,
+        "rows": COUNT,
+        "rows_before": COUNT,
+        "sha": TEXT,  # hex of the batch's sha256_16: one (spool_id, seq) with two is a cloned host
+        "simulated": FLAG,
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "node", "spool_id", "seq", "sha"),
+    time="stored_unix_ms",
+    by_month=True,
+    kept_days=RAW_KEPT_DAYS,
+)
+
+_DIRTY: Final = Table(
+    name="dirty",
+    columns={
+        "cluster": TEXT,
+        "minute_unix_ms": INT,
+        "marked_unix_ms": INT,
+        "cleared": FLAG,
+        "version": INT,  # 2 × marked_unix_ms + cleared: a clear beats the marks it saw, no later one
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "minute_unix_ms"),
+    time="minute_unix_ms",
+    version="version",
+    by_month=True,
+    kept_days=MINUTE_KEPT_DAYS,
+)
+
+_WRITTEN: Final = Table(
+    name="written",
+    columns={
+        "grain": TEXT,  # the name of the line table
+        "cluster": TEXT,
+        "start_unix_ms": INT,
+        "generation": INT,
+        "lines": COUNT,
+        "stored_unix_ms": INT,
+    },
+    key=("grain", "cluster", "start_unix_ms"),
+    time="start_unix_ms",
+    version="generation",
+    by_month=True,
+)
+
+
+def _lines(name: str, *, per_slot: bool, kept_days: int | None) -> Table:
+    columns: ColumnTypes = {"cluster": TEXT, "start_unix_ms": INT, "generation": INT}
+    if per_slot:
+        columns |= {"node": TEXT, "slot": TEXT}
+    columns |= {"bucket": CODE, "rogue": FLAG}
+    columns |= dict.fromkeys(LINE_TEXTS, TEXT)
+    key = tuple(columns)
+    columns |= {"simulated": FLAG}
+    columns |= dict.fromkeys(LINE_INTS, INT)
+    columns |= dict.fromkeys(LINE_SUMS, QUANTITY)
+    columns |= dict.fromkeys(LINE_MAXIMA, QUANTITY)
+    columns["stored_unix_ms"] = INT
+    return Table(
+        name=name,
+        columns=columns,
+        key=key,
+        time="start_unix_ms",
+        by_month=True,
+        kept_days=kept_days,
+    )
+
+
+LINE_TABLES: Final = (
+    _lines("line_minute", per_slot=True, kept_days=MINUTE_KEPT_DAYS),
+    _lines("line_hour", per_slot=True, kept_days=None),
+    _lines("fleet_minute", per_slot=False, kept_days=MINUTE_KEPT_DAYS),
+    _lines("fleet_hour", per_slot=False, kept_days=None),
+)
+
+TABLES: Final[dict[str, Table]] = {
+    table.name: table
+    for table in (
+        _interval(),
+        _host(),
+        _ROSTER,
+        _SLOT,
+        _EVENT,
+        _PROBE,
+        _GAP,
+        _QUARANTINE,
+        _RECEIPT,
+        _DIRTY,
+        _WRITTEN,
+        *LINE_TABLES,
+    )
+}
+
+
+def create_table(table: Table) -> str:
+    """Return the DDL of a table; the same for the embedded engine and a server."""
+    columns = ",\n  ".join(f"`{name}` {kind}" for name, kind in table.columns.items())
+    day = "toYYYYMM" if table.by_month else "toYYYYMMDD"
+    ttl = (
+        f"\nTTL toDateTime(intDiv(stored_unix_ms, 1000), 'UTC') + INTERVAL {table.kept_days} DAY"
+        if table.kept_days is not None
+        else ""
+    )
+    return (
+        f"CREATE TABLE IF NOT EXISTS {table.name} (\n  {columns}\n)\n"
+        f"ENGINE = ReplacingMergeTree({table.version})\n"
+        f"PARTITION BY {day}(fromUnixTimestamp64Milli({table.time}, 'UTC'))\n"
+        f"ORDER BY ({', '.join(table.key)}){ttl}\n"
+        "SETTINGS fsync_after_insert = 1, fsync_part_directory = 1,\n"
+        "  min_rows_to_fsync_after_merge = 1, min_compressed_bytes_to_fsync_after_merge = 1,\n"
+        "  ttl_only_drop_parts = 1"
+    )
+
+
+def newest_lines(table: str, where: str) -> str:
+    """Return ``FROM … WHERE …`` for the standing lines of a line table.
+
+    Args:
+        table: one of ``LINE_TABLES`` by name.
+        where: conditions on ``cluster`` and ``start_unix_ms`` only; they bound both tables.
+    """
+    return (
+        f"FROM {table} WHERE ({where}) AND (cluster, start_unix_ms, generation) IN ("
+        "SELECT cluster, start_unix_ms, max(generation) FROM written "
+        f"WHERE grain = '{table}' AND ({where}) GROUP BY cluster, start_unix_ms)"
+    )

@@ -1,0 +1,320 @@
+"""The telemetry store: one client for the engine in this process and for a ClickHouse server.
+
+What the embedded engine (chDB) allows, and what follows:
+
+- one process per path, one path per process at a time: `DirectoryLock` names the holder;
+- any number of handles on that path, each with its own settings, each used by one thread at a time;
+  handles run side by side and let other Python threads run: appends have their own handles and never
+  wait behind a query, and there is a small pool of them for queries;
+- settings given with a call cost several statements on this engine, so each handle gets its settings once;
+- its JIT breaks under MemoryDenyWriteExecute, so ``compile_*`` is off everywhere;
+- a small insert is mostly planning: one thread and one Arrow block, without columns that are empty.
+
+Values travel as Arrow in both directions. A row that `append` returned for is fsynced.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import clickhouse_connect
+import pyarrow as pa
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
+
+from flopwatch_collector.telemetry import NO_PARAMETERS
+from flopwatch_collector.telemetry.dirty import DirtyMarks
+from flopwatch_collector.telemetry.lock import DirectoryLock
+from flopwatch_collector.telemetry.schema import LINE_TABLES, TABLES, Table, create_table
+from flopwatch_proto.errors import PermanentError, RetryableError, UsageError
+
+_NO_JIT: Final = {
+    "compile_expressions": 0,
+    "compile_aggregate_expressions": 0,
+    "compile_sort_description": 0,
+}
+_WRITE: Final = {
+    **_NO_JIT,
+    "max_threads": 1,
+    "max_insert_threads": 1,
+    "input_format_parallel_parsing": 0,
+    "max_partitions_per_insert_block": 0,  # a backfill may span any number of days
+    "async_insert": 0,
+}
+_READ: Final = {
+    **_NO_JIT,
+    "max_threads": 2,
+    "output_format_arrow_compression_method": "none",
+    "output_format_arrow_low_cardinality_as_dictionary": 0,
+}
+
+# Codes of the engine that say "not now" rather than "never": too slow, too large, too many, no network.
+_RETRYABLE_CODES: Final = frozenset({159, 160, 202, 209, 210, 241, 243, 252, 394})
+
+ARROW_TYPES: Final[dict[str, pa.DataType]] = {
+    "String": pa.string(),
+    "LowCardinality(String)": pa.string(),
+    "Array(LowCardinality(String))": pa.list_(pa.string()),
+    "Int64": pa.int64(),
+    "UInt64": pa.uint64(),
+    "UInt32": pa.uint32(),
+    "UInt8": pa.uint8(),
+    "Bool": pa.bool_(),
+    "Float64": pa.float64(),
+    "Nullable(Float64)": pa.float64(),
+}
+
+
+class Handles:
+    """A pool of client handles with the same settings; one thread uses one at a time."""
+
+    def __init__(self, target: Mapping[str, Any], settings: Mapping[str, Any], count: int) -> None:
+        self._all = [_client(target, settings) for _ in range(count)]
+        self._free: queue.LifoQueue[Any] = queue.LifoQueue()
+        for client in self._all:
+            self._free.put(client)
+
+    @contextmanager
+    def one(self) -> Iterator[Any]:
+        """Lend a handle; waits while all are in use."""
+        client = self._free.get()
+        try:
+            yield client
+        finally:
+            self._free.put(client)
+
+    def query(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+        *,
+        seconds_max: float | None = None,
+    ) -> pa.Table:
+        """Return the answer as a table; arguments and errors as in `query_stream`."""
+        content = self.query_stream(sql, parameters, seconds_max=seconds_max)
+        return pa.ipc.open_stream(content).read_all()
+
+    def query_stream(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+        *,
+        seconds_max: float | None = None,
+    ) -> bytes:
+        """Return the answer as an Arrow IPC stream; ``seconds_max`` bounds the engine's time for it.
+
+        Raises:
+            RetryableError, PermanentError: see `flopwatch_collector.telemetry.Reader`.
+        """
+        with self.one() as client, _engine_errors():
+            if seconds_max is not None:
+                client.set_client_setting("max_execution_time", f"{seconds_max:.3f}")
+            content: bytes = client.raw_query(sql, dict(parameters), fmt="ArrowStream")
+        return content
+
+    def close(self) -> None:
+        """Close every handle, each when its call has ended."""
+        for _ in self._all:
+            self._free.get().close()
+
+
+class TelemetryStore:
+    """The tables of ``schema.py`` behind one DSN.
+
+    Attributes:
+        exclusive: no other process writes here; true for the embedded engine.
+        marks: the dirty minutes this process knows of.
+    """
+
+    def __init__(self, target: Mapping[str, Any], *, lock: DirectoryLock | None) -> None:
+        self._target = dict(target)
+        self._lock = lock
+        self._closed = threading.Event()
+        self.exclusive = lock is not None
+        self.marks = DirtyMarks(self)
+        self._writers = Handles(target, _WRITE, 2)
+        self._readers = Handles(target, _READ, 3)
+        with self._writers.one() as client, _engine_errors():
+            _create_tables(client)
+
+    @classmethod
+    def open(cls, dsn: str) -> TelemetryStore:
+        """Open ``chdb:///directory`` or ``http(s)://[user:password@]host[:port][/database]``.
+
+        Raises:
+            UsageError: the DSN makes no sense, or the directory is not ours to use.
+            RetryableError: the server does not answer.
+        """
+        parts = urlsplit(dsn)
+        if parts.scheme in ("http", "https") and parts.netloc:
+            return cls({"dsn": dsn, "autogenerate_session_id": False}, lock=None)
+        if parts.scheme != "chdb" or parts.netloc or not parts.path.startswith("/"):
+            raise UsageError(
+                f"telemetry DSN {dsn!r} is neither chdb:///absolute/directory nor http(s)://host"
+            )
+        directory = Path(unquote(parts.path))
+        lock = DirectoryLock(directory)
+        try:
+            return cls({"interface": "chdb", "path": str(directory)}, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def append(self, table: str, columns: Mapping[str, Sequence[Any]]) -> int:
+        """Insert rows given as columns, fsynced; return their number.
+
+        Columns that are left out, or hold only None, take the default: NULL, ``''``, 0 or ``[]``. A None in
+        a text column is ``''``.
+
+        Raises:
+            PermanentError: the values do not fit the table; trying again cannot help.
+            RetryableError: the store failed; whether rows were stored is not known, so send them again.
+        """
+        block = arrow_block(TABLES[table], columns)
+        if block.num_rows == 0:
+            return 0
+        with self._writers.one() as client, _engine_errors(always_retryable=True):
+            client.insert_arrow(table, block)
+        return int(block.num_rows)
+
+    def append_lines(
+        self,
+        table: str,
+        columns: Mapping[str, Sequence[Any]],
+        *,
+        cluster: str,
+        starts_unix_ms: Sequence[int],
+        generation: int,
+        stored_unix_ms: int,
+    ) -> int:
+        """Write the lines of whole minutes (or hours) of a cluster, then say that they stand.
+
+        ``columns`` lacks cluster, generation and stored_unix_ms; ``generation`` must exceed that of every
+        earlier writing of these starts. A start in ``starts_unix_ms`` without lines is written as empty.
+        Returns the number of lines.
+        """
+        starts = columns.get("start_unix_ms", ())
+        count = len(starts)
+        constant = {"cluster": cluster, "generation": generation, "stored_unix_ms": stored_unix_ms}
+        self.append(table, {**columns, **{name: [v] * count for name, v in constant.items()}})
+        lines = dict.fromkeys(starts_unix_ms, 0)
+        for start in starts:
+            lines[start] += 1  # KeyError: a line outside the minutes being written is a bug
+        self.append(
+            "written",
+            {
+                "grain": [table] * len(lines),
+                "cluster": [cluster] * len(lines),
+                "start_unix_ms": list(lines),
+                "generation": [generation] * len(lines),
+                "lines": list(lines.values()),
+                "stored_unix_ms": [stored_unix_ms] * len(lines),
+            },
+        )
+        return count
+
+    def query(self, sql: str, parameters: Mapping[str, Any] = NO_PARAMETERS) -> pa.Table:
+        """Return the answer as a table; see `flopwatch_collector.telemetry.Reader`."""
+        return self._readers.query(sql, parameters)
+
+    def bounded(self, settings: Mapping[str, Any], count: int) -> Handles:
+        """Return handles of their own for readers whose queries need bounds; close them before the store."""
+        return Handles(self._target, {**_READ, **settings}, count)
+
+    def sweep(self, cluster: str, start_unix_ms: int, end_unix_ms: int) -> None:
+        """Remove superseded generations of lines that start in [start, end)."""
+        for table in LINE_TABLES:
+            with self._writers.one() as client, _engine_errors():
+                client.command(
+                    f"ALTER TABLE {table.name} DELETE WHERE cluster = {{cluster:String}}"
+                    " AND start_unix_ms >= {start:Int64} AND start_unix_ms < {end:Int64}"
+                    " AND (start_unix_ms, generation) NOT IN ("
+                    "SELECT start_unix_ms, max(generation) FROM written"
+                    f" WHERE grain = '{table.name}' AND cluster = {{cluster:String}}"
+                    " AND start_unix_ms >= {start:Int64} AND start_unix_ms < {end:Int64}"
+                    " GROUP BY start_unix_ms)",
+                    {"cluster": cluster, "start": start_unix_ms, "end": end_unix_ms},
+                )
+
+    def close(self) -> None:
+        """Close every handle and give the directory up. Safe to call twice."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._writers.close()
+        self._readers.close()
+        if self._lock is not None:
+            self._lock.release()
+
+
+def arrow_block(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Return the columns as one Arrow table of the store's types, without columns that hold nothing.
+
+    Raises:
+        PermanentError: a column is unknown, of another length, or holds a value of another type.
+    """
+    arrays: dict[str, pa.Array] = {}
+    count: int | None = None
+    for name, values in columns.items():
+        kind = table.columns.get(name)
+        if kind is None:
+            raise PermanentError(f"table {table.name} has no column {name}")
+        if count is None:
+            count = len(values)
+        elif len(values) != count:
+            raise PermanentError(f"column {name} has {len(values)} entries for {count} rows")
+        try:
+            array = pa.array(values, ARROW_TYPES[kind])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError) as exc:
+            raise PermanentError(f"column {name} of {table.name}: {exc}") from exc
+        if array.null_count == count:
+            continue
+        if array.null_count and not kind.startswith("Nullable"):
+            if not pa.types.is_string(array.type):
+                raise PermanentError(f"column {name} of {table.name} cannot be null")
+            array = array.fill_null("")
+        arrays[name] = array
+    return pa.table(arrays)
+
+
+def _client(target: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    with _engine_errors():
+        return clickhouse_connect.get_client(**target, settings=dict(settings))
+
+
+def _create_tables(client: Any) -> None:
+    """Create what is missing: tables, and columns that a newer version added."""
+    for table in TABLES.values():
+        client.command(create_table(table))
+    names = ", ".join(f"'{name}'" for name in TABLES)
+    content = client.raw_query(
+        "SELECT table, name FROM system.columns "
+        f"WHERE database = currentDatabase() AND table IN ({names})",
+        fmt="ArrowStream",
+    )
+    found = pa.ipc.open_stream(content).read_all()
+    there = set(zip(found["table"].to_pylist(), found["name"].to_pylist(), strict=True))
+    for table in TABLES.values():
+        for name, kind in table.columns.items():
+            if (table.name, name) not in there:
+                client.command(f"ALTER TABLE {table.name} ADD COLUMN IF NOT EXISTS `{name}` {kind}")
+
+
+@contextmanager
+def _engine_errors(*, always_retryable: bool = False) -> Iterator[None]:
+    """Turn the client's errors into ours."""
+    try:
+        yield
+    except DatabaseError as exc:
+        text = str(exc).split("\n", 1)[0][:500]
+        code = getattr(exc, "code", None)
+        if always_retryable or code is None or code in _RETRYABLE_CODES:
+            raise RetryableError(f"telemetry store: {text}") from exc
+        raise PermanentError(f"telemetry store: {text}") from exc
+    except (ClickHouseError, OSError) as exc:
+        raise RetryableError(f"telemetry store: {str(exc)[:500]}") from exc

@@ -1,0 +1,60 @@
+"""What the web process reads from: the collector's read server, the control store, the clock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.telemetry import NO_PARAMETERS
+from flopwatch_collector.web.answers import Answers
+from flopwatch_proto.errors import RetryableError, UsageError
+
+
+class Collector(Protocol):
+    """The part of `RemoteStore` that is used here."""
+
+    def query(self, sql: str, parameters: Mapping[str, Any] = NO_PARAMETERS) -> pa.Table: ...
+    def status(self) -> dict[str, Any]: ...
+    def metrics(self) -> str: ...
+
+
+class Control:
+    """The control store, opened to read when it is first needed and again after a failure."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._store: ControlStore | None = None
+        self._lock = threading.Lock()
+
+    def store(self) -> ControlStore:
+        """Return the open store. Raises: RetryableError where it cannot be read now."""
+        with self._lock:
+            if self._store is None:
+                try:
+                    self._store = ControlStore.open(self._dsn, migrate=False)
+                except UsageError as exc:
+                    raise RetryableError(str(exc)) from exc
+            return self._store
+
+    def close(self) -> None:
+        """Give the connections back."""
+        with self._lock:
+            if self._store is not None:
+                self._store.close()
+
+
+@dataclass(slots=True, kw_only=True)
+class Sources:
+    """Everything a request may ask. Attributes: deployment: the name pages carry; empty: none."""
+
+    collector: Collector
+    control: Control
+    answers: Answers
+    now_unix_ms: Callable[[], int]
+    deployment: str = ""
+    listeners: int = field(default=0)

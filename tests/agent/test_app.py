@@ -1,0 +1,256 @@
+"""The agent as a whole: from readings that a test makes to frames that a collector gets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fake_collector import FakeCollector
+from flopwatch_agent.__main__ import main
+from flopwatch_agent.app import Agent, Parts, build
+from flopwatch_agent.config import AgentConfig, JobsConfig, MetricsConfig
+from flopwatch_agent.reading import Device, Reading
+from flopwatch_agent.sources import SourceReport
+from flopwatch_agent.sources.registry import SourceEntry
+from flopwatch_agent.stream import Backoff
+from flopwatch_proto import codec
+from flopwatch_proto.settings import Duration
+from flopwatch_proto.v1 import telemetry_pb2 as pb
+
+
+class FakeSource:
+    """One card that answers; its UUID can be changed."""
+
+    name = "nvml"
+
+    def __init__(self, name: str = "nvml", slot: str = "0000:18:00.0") -> None:
+        self.name = name
+        self.slot = slot
+        self.uuid = "GPU-1"
+        self.broken = False
+        self.reads = 0
+        self.closed = False
+
+    async def start(self) -> None:
+        pass
+
+    async def read(self) -> SourceReport:
+        self.reads += 1
+        if self.broken:
+            raise RuntimeError("out of order")
+        device = Device(slot=self.slot, kind="gpu", sku="NVIDIA H100 80GB HBM3", uuid=self.uuid)
+        reading = Reading(
+            device=device,
+            taken_unix_ms=time.time_ns() // 1_000_000,
+            boottime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            values={"power_watts": 300.0},
+            processes=(),
+        )
+        return SourceReport(readings=(reading,), driver_state="ok")
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Clock:
+    """The host's clock; sleeping is not done in full, so that an interval passes quickly."""
+
+    def __init__(self, speed: int = 20) -> None:
+        self._speed = speed
+        self._wall = time.time_ns()
+        self._began = time.monotonic_ns()
+
+    def _passed_ns(self) -> int:
+        return (time.monotonic_ns() - self._began) * self._speed
+
+    def wall_unix_ns(self) -> int:
+        return self._wall + self._passed_ns()
+
+    def boottime_ns(self) -> int:
+        return self._passed_ns()
+
+    def monotonic_seconds(self) -> float:
+        return self._passed_ns() / 1e9
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(max(0.0, seconds) / self._speed)
+
+
+class QuickSource(FakeSource):
+    """Reads by the quick clock."""
+
+    clock: Clock
+
+    async def read(self) -> SourceReport:
+        report = await super().read()
+        if not report.readings:
+            return report
+        old = report.readings[0]
+        reading = Reading(
+            device=old.device,
+            taken_unix_ms=self.clock.wall_unix_ns() // 1_000_000,
+            boottime_ns=self.clock.boottime_ns(),
+            values=old.values,
+            processes=(),
+        )
+        return SourceReport(readings=(reading,), driver_state="ok")
+
+
+@pytest.fixture
+async def collector() -> AsyncIterator[FakeCollector]:
+    made = FakeCollector()
+    await made.start()
+    yield made
+    await made.kill()
+
+
+def parts_of(tmp_path: Path, target: str, *sources: QuickSource) -> Parts:
+    config = AgentConfig(
+        cluster="atlas",
+        node="n1",
+        collector=target,
+        data=tmp_path,
+        interval=Duration(1),
+        jobs=JobsConfig(socket=str(tmp_path / "jobs.sock")),
+        metrics=MetricsConfig(listen=""),
+    )
+    clock = Clock()
+    parts = build(config, clock)
+    parts.stream._backoff = Backoff(base_seconds=0.1)
+    parts.stream._random = random.Random(1)
+    for source in sources:
+        source.clock = clock
+    parts.entries = tuple(
+        SourceEntry(name=s.name, build=lambda s=s: s)  # type: ignore[misc]
+        for s in sources
+    )
+    return parts
+
+
+def payloads(collector: FakeCollector) -> list[pb.Payload]:
+    return [codec.unpack(f.batch) for f in collector.seen if f.HasField("batch")]
+
+
+async def stopped(agent: Agent, running: asyncio.Task[None], reason: str = "stop") -> None:
+    agent.stop(reason)
+    await asyncio.wait_for(running, 30)
+
+
+async def test_rows_declarations_and_goodbye_reach_the_collector(
+    tmp_path: Path, collector: FakeCollector
+) -> None:
+    source = QuickSource()
+    agent = Agent(parts_of(tmp_path, collector.target, source))
+    running = asyncio.create_task(agent.run())
+    await collector.until(lambda: len(collector.stored) >= 4)
+    source.uuid = "GPU-2"
+    await collector.until(lambda: sum(len(p.slots) for p in payloads(collector)) >= 2)
+    await stopped(agent, running, "upgrade")
+    got = payloads(collector)
+    slots = [s for p in got for s in p.slots]
+    assert [(s.node, s.slot, s.device_uuid, s.state) for s in slots] == [
+        ("n1", "0000:18:00.0", "GPU-1", pb.SLOT_STATE_IN_SERVICE),
+        ("n1", "0000:18:00.0", "GPU-2", pb.SLOT_STATE_IN_SERVICE),
+    ]
+    starts = [s for p in got for s in p.intervals.start_unix_ms]
+    ends = [
+        s + d
+        for p in got
+        for s, d in zip(p.intervals.start_unix_ms, p.intervals.duration_ms, strict=True)
+    ]
+    assert starts[0] == slots[0].from_unix_ms
+    assert starts[1:] == ends[:-1]
+    goodbye = collector.seen[-1].goodbye
+    assert (goodbye.reason, goodbye.back_in_ms) == ("upgrade", 120_000)
+    assert source.closed
+
+
+async def test_a_broken_source_is_counted_and_does_not_stop_the_others(
+    tmp_path: Path, collector: FakeCollector
+) -> None:
+    good, bad = QuickSource(), QuickSource("processor", "cpu")
+    bad.broken = True
+    parts = parts_of(tmp_path, collector.target, good, bad)
+    agent = Agent(parts)
+    running = asyncio.create_task(agent.run())
+    await collector.until(lambda: len(collector.stored) >= 2)
+    failures = parts.health.source_failures.labels(source="processor")
+    assert failures._value.get() >= 1
+    bad.broken = False
+    await collector.until(lambda: any("cpu" in p.intervals.strings for p in payloads(collector)))
+    await stopped(agent, running)
+
+
+async def test_what_an_absent_collector_missed_comes_after_a_restart(
+    tmp_path: Path, collector: FakeCollector
+) -> None:
+    await collector.kill()
+    parts = parts_of(tmp_path, collector.target, QuickSource())
+    agent = Agent(parts)
+    running = asyncio.create_task(agent.run())
+    while parts.spool.pending_batches < 3:
+        await asyncio.sleep(0.01)
+    await stopped(agent, running)
+    produced = parts.spool.rows_produced
+    await collector.start()
+    agent = Agent(parts_of(tmp_path, collector.target, QuickSource()))
+    running = asyncio.create_task(agent.run())
+    await collector.until(lambda: sum(collector.stored.values()) > produced)
+    await stopped(agent, running)
+    assert sorted(collector.stored) == list(range(1, len(collector.stored) + 1))
+    assert len({hello.spool_id for hello in collector.hellos}) == 1
+
+
+async def test_the_daemon_ends_cleanly_on_sigterm(tmp_path: Path, collector: FakeCollector) -> None:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "flopwatch_agent", "--data", str(tmp_path)),
+        *("--collector", collector.target, "--http", "127.0.0.1:0", "--interval", "1s"),
+        *("--cluster", "atlas", "--node", "n7"),
+        env={**os.environ, "FLOPWATCH_SOCKET": str(tmp_path / "jobs.sock")},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    await collector.until(lambda: len(collector.stored) >= 2)
+    child.send_signal(signal.SIGTERM)
+    _, errors = await asyncio.wait_for(child.communicate(), 30)
+    assert child.returncode == 0, errors.decode()
+    assert collector.hellos[0].node_id == "n7"
+    assert collector.seen[-1].goodbye.reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--clustr", "x"], "--cluster"),
+        (["--collector", "nowhere"], "HOST:PORT"),
+        (["--config", "/nowhere/agent.toml"], "/nowhere/agent.toml"),
+        (["--data", "/proc/nowhere"], "--data DIR"),
+        (["--http", "x"], "metrics.listen"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert errors.count("\n") == 1
+
+
+def test_the_agent_imports_none_of_the_heavy_libraries() -> None:
+    heavy = ("typer", "httpx", "sqlalchemy", "numpy", "pyarrow", "pynvml", "torch")
+    code = (
+        f"import sys, flopwatch_agent.__main__; print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert found.strip() == "[]"
