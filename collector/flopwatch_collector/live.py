@@ -302,11 +302,17 @@ class Live:
 
     def _compact(self, known: _Cluster, interval: int) -> pa.Table:
         """Return the rows of an interval as one table; columns in Python are turned into arrays once."""
-        parts = [
-            part if isinstance(part, pa.Table) else _row_table(part)
-            for part in known.chunks[interval]
-        ]
-        table = parts[0] if len(parts) == 1 else _newest(pa.concat_tables(parts).combine_chunks())
+        parts = known.chunks[interval]
+        if len(parts) == 1 and isinstance(parts[0], pa.Table):
+            return parts[0]
+        tables = [part for part in parts if isinstance(part, pa.Table)]
+        columns: Columns = {name: [] for name in _COLUMNS}
+        for part in parts:
+            if not isinstance(part, pa.Table):
+                count = len(part["node"])
+                for name, column in columns.items():
+                    column.extend(part.get(name) or [None] * count)
+        table = _newest(pa.concat_tables([*tables, _typed(columns, "interval", _COLUMNS)]))
         known.chunks[interval] = [table]
         return table
 
@@ -358,10 +364,6 @@ def _table(records: Sequence[Mapping[str, Any]], table: str, names: Sequence[str
     return _typed({name: [r.get(name) for r in records] for name in names}, table, names)
 
 
-def _row_table(columns: Columns) -> pa.Table:
-    return _newest(_typed(columns, "interval", _COLUMNS))
-
-
 def _typed(columns: Mapping[str, Sequence[Any]], table: str, names: Sequence[str]) -> pa.Table:
     """Return the named columns as the store types them; one that is not there holds its default."""
     count = len(next(iter(columns.values()), ()))
@@ -378,6 +380,7 @@ def _typed(columns: Mapping[str, Sequence[Any]], table: str, names: Sequence[str
 
 def _newest(table: pa.Table) -> pa.Table:
     """Return each row once: a batch that came twice is the same rows twice."""
+    table = table.combine_chunks()
     keyed = table.select(_KEY).append_column("at", pa.array(np.arange(table.num_rows)))
     last = keyed.group_by(list(_KEY)).aggregate([("at", "max")])["at_max"].combine_chunks()
     return table if len(last) == table.num_rows else table.take(last.sort())

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from flopwatch_collector.ledger.draft import Lines
+from flopwatch_collector.ledger.draft import ROSTER, Lines
 from flopwatch_collector.ledger.evidence import NEVER, Bools, Window
 from flopwatch_collector.ledger.figures import figures, lost_points
 from flopwatch_collector.ledger.lines import LINE_TEXTS
@@ -48,7 +48,7 @@ def allocation_observation(
     unseen = lines.bucket == Bucket.UNSEEN
     leaving = np.array([lines.names[k][0] in goodbyes for k in lines.key], np.bool_)
     points = lost_points(sheet)
-    spoken = (lines.bucket == Bucket.MISSING) & (lines.ints["provisional_ms"] == 0)
+    witnessed = (sheet.bucket == Bucket.MISSING) & (sheet.texts["allocation_source"] == ROSTER)
     return Observation(
         cluster=cluster,
         rule="allocation",
@@ -68,7 +68,7 @@ def allocation_observation(
         goodbye_cards=_cards(lines, unseen & leaving, length),
         silent_nodes=_silent(lines, unseen & ~leaving, heard, ready_unix_ms),
         newest_row_unix_ms=newest_row_unix_ms,
-        witnessed_missing_points=points.get("MISSING", 0.0) if spoken.any() else 0.0,
+        witnessed_missing_points=_points(sheet, witnessed),
     )
 
 
@@ -112,6 +112,11 @@ def mfu_observation(
         causes=(*_lost_by(of_class, "job", window), *_lost_by(of_class, "team", window)),
         newest_row_unix_ms=newest_row_unix_ms,
     )
+
+
+def _points(sheet: Sheet, mask: Bools) -> float:
+    seen = sheet.time() - sheet.time(Bucket.UNSEEN)
+    return 100 * float(sheet.ints["card_ms"][mask].sum()) / seen if seen else 0.0
 
 
 def _cards(lines: Lines, mask: Bools, window_ms: int) -> float:

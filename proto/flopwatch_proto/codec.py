@@ -119,10 +119,8 @@ def decode_rows(message: pb.IntervalRows) -> Columns:
     try:
         columns["slot"] = [texts[i] for i in message.slot]
         for name in _ROW_TEXTS:
-            indexes = getattr(message, name)
-            columns[name] = (
-                [texts[i] for i in _sized(message, name, count)] if indexes else [None] * count
-            )
+            indexes = _sized(message, name, count, may_be_empty=True)
+            columns[name] = [None if i is None else texts[i] for i in indexes]
     except IndexError:
         raise PermanentError("a text column points past the end of `strings`") from None
     if not all(columns["slot"]):
@@ -130,18 +128,22 @@ def decode_rows(message: pb.IntervalRows) -> Columns:
     for name in _CARD_TIMES:
         columns[name] = _sized(message, name, count)
     for name in rows.QUANTITY_NAMES:
-        columns[name] = _sized(message, name, count) if getattr(message, name) else [None] * count
+        columns[name] = _sized(message, name, count, may_be_empty=True)
     columns["not_supported"] = [[] for _ in range(count)]
     columns["failed"] = [[] for _ in range(count)]
     _blank_absent(message, columns, count)
     return columns
 
 
-def _sized(message: pb.IntervalRows, name: str, count: int) -> list[Any]:
-    values = list(getattr(message, name))
-    if len(values) != count:
-        raise PermanentError(f"column {name} has {len(values)} entries for {count} rows")
-    return values
+def _sized(
+    message: pb.IntervalRows, name: str, count: int, *, may_be_empty: bool = False
+) -> list[Any]:
+    values: list[Any] = getattr(message, name)[:]
+    if len(values) == count:
+        return values
+    if may_be_empty and not values:
+        return [None] * count
+    raise PermanentError(f"column {name} has {len(values)} entries for {count} rows")
 
 
 def _check_plain(columns: Columns) -> None:

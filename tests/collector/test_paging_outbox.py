@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,12 +42,13 @@ SECRET = b"canary-secret"
 class Receiver:
     """A receiver that checks signatures and answers from a script, then 202.
 
-    Attributes: statuses: answers still to give; 0: accept and never answer in time.
+    Attributes: statuses: answers still to give; 0: take the page and hang up; -1: never answer.
     """
 
     statuses: list[int] = field(default_factory=list)
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     url: str = ""
+    release: threading.Event = field(default_factory=threading.Event)
 
     def keys(self) -> list[str]:
         return [headers["idempotency-key"] for headers, _ in self.requests]
@@ -70,8 +70,10 @@ def listening() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status = told.take({k.lower(): v for k, v in self.headers.items()}, body)
-            if status == 0:
-                time.sleep(1)
+            if status == -1:
+                told.release.wait()
+            if status <= 0:
+                self.close_connection = True
                 return
             self.send_response(status)
             self.send_header("Location", "http://127.0.0.1:1/elsewhere")
@@ -90,6 +92,7 @@ def listening() -> Iterator[Receiver]:
     try:
         yield told
     finally:
+        told.release.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -111,12 +114,14 @@ def control(tmp_path: Path) -> Iterator[ControlStore]:
 class Office:
     """A sender over real webhooks with a clock that the test moves."""
 
-    def __init__(self, control: ControlStore, **receivers: Receiver) -> None:
+    def __init__(
+        self, control: ControlStore, *, timeout_s: float = 30.0, **receivers: Receiver
+    ) -> None:
         self.now_ms = NOW_MS
         self.control = control
         channels = {
             name: Webhook(
-                RouteConfig(name=name, url=told.url, secret_env="S", timeout_s=0.3), SECRET
+                RouteConfig(name=name, url=told.url, secret_env="S", timeout_s=timeout_s), SECRET
             )
             for name, told in receivers.items()
         }
@@ -195,6 +200,20 @@ async def test_a_failed_try_waits_between_one_and_sixty_seconds(
         office.now_ms = row.next_try_unix_ms
     assert len(receiver.requests) == 20
     await office.sender.close()
+
+
+async def test_an_answer_that_does_not_come_is_a_failed_try(
+    control: ControlStore, receiver: Receiver
+) -> None:
+    control.enqueue([a_page()])
+    receiver.statuses = [-1]
+    office = Office(control, timeout_s=0.2, ops=receiver)
+    await office.send()
+    assert control.outbox_open()[0].last_error == "ReadTimeout"
+    while control.outbox_open():
+        await office.send()
+    await office.sender.close()
+    assert set(receiver.keys()) == {a_page().id}
 
 
 async def test_one_dead_receiver_does_not_delay_another(
@@ -378,6 +397,7 @@ async def test_the_running_sender_is_woken_and_ends_when_cancelled(
     office.sender.wake()
     while control.outbox_open():
         await asyncio.sleep(0.01)
+        office.now_ms += 1_000
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

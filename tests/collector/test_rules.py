@@ -162,9 +162,11 @@ def test_a_firing_mfu_outage_clears_on_its_upper_bound_two_points_above_the_line
     assert mfu.judge(utilised(0.45, 0.619), MFU).clears is False
 
 
-def test_mfu_far_below_its_line_is_deep() -> None:
-    assert mfu.judge(utilised(0.3, 0.40), MFU).deep
-    assert not mfu.judge(utilised(0.3, 0.41), MFU).deep
+def test_mfu_takes_the_deep_path_only_where_it_is_asked_for() -> None:
+    assert not mfu.judge(utilised(0.1, 0.20), MFU).deep
+    asked = replace(MFU, deep_points=20)
+    assert mfu.judge(utilised(0.3, 0.40), asked).deep
+    assert not mfu.judge(utilised(0.3, 0.41), asked).deep
 
 
 def test_thin_coverage_is_its_own_alert_and_nothing_allocated_is_not() -> None:

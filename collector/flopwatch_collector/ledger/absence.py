@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from flopwatch_collector.ledger.draft import Draft, groups_without_rows, rowless
+from flopwatch_collector.ledger.draft import ROSTER, Draft, groups_without_rows, rowless
 from flopwatch_collector.ledger.evidence import Heard, Ints, Rosters, Rows, Seats
 from flopwatch_collector.ledger.pieces import Parts, Pieces, explode
 from flopwatch_proto.rows import Bucket
@@ -59,7 +59,7 @@ def by_roster(rest: Rest, pieces: Pieces, rosters: Rosters, seats: Seats) -> Dra
     unspecific = (bucket == Bucket.ACTIVE) | (bucket == Bucket.IDLE_ALLOC)
     bucket = np.where(unspecific, Bucket.ALLOCATED, bucket)
     words = [rosters.words[w] for w in rosters.word[said]]
-    groups, group = groups_without_rows(seats, key, words)
+    groups, group = groups_without_rows(seats, key, words, ROSTER)
     return rowless(seats, key, bucket, group, groups, np.array(card_ms, np.int64), None)
 
 
@@ -123,7 +123,7 @@ def absences(
             card_ms.append(part)
             open_ms.append(0)
     keys = np.array(key, np.int64)
-    groups, group = groups_without_rows(seats, keys, [("", "", "")] * len(key))
+    groups, group = groups_without_rows(seats, keys, [("", "", "")] * len(key), "")
     return rowless(
         seats,
         keys,

@@ -12,6 +12,9 @@ from flopwatch_collector.ledger.lines import LINE_INTS, LINE_MAXIMA, LINE_SUMS, 
 from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
 
 JOB, TEAM, CLASS = (LINE_TEXTS.index(n) for n in ("job", "team", "workload_class"))
+SOURCE: Final = LINE_TEXTS.index("allocation_source")
+ROSTER: Final = "roster"
+"""Allocation source of time that a roster vouches for and no row does."""
 _SKU, _KIND, _DTYPE = (LINE_TEXTS.index(n) for n in ("sku", "device_kind", "dtype"))
 IS_ALLOCATED: Final = np.isin(np.arange(max(Bucket) + 1), ALLOCATED_BUCKETS)
 
@@ -146,13 +149,15 @@ def grouped(lines: Lines) -> Lines:
 
 
 def groups_without_rows(
-    seats: Seats, key: Ints, words: list[tuple[str, ...]]
+    seats: Seats, key: Ints, words: list[tuple[str, ...]], source: str
 ) -> tuple[list[tuple[str, ...]], Ints]:
+    """Return groups and each one's index: the slot's own identity, and (job, team, class) by a source."""
     made: dict[tuple[str, ...], int] = {}
     group = []
     for k, (job, team, workload_class) in zip(key, words, strict=True):
         texts = [""] * len(LINE_TEXTS)
         texts[_SKU], texts[_KIND], texts[_DTYPE] = seats.texts[k]
         texts[JOB], texts[TEAM], texts[CLASS] = job, team, workload_class
+        texts[SOURCE] = source
         group.append(made.setdefault(tuple(texts), len(made)))
     return list(made), np.array(group, np.int64)

@@ -8,7 +8,8 @@ An outage clears when ``hi`` reaches the line + hysteresis (62 %).
 UNKNOWN means missing data: no figure, or less than 90 % of the card-time measured when the figure looks
 well. The part that nobody measured may be the part that is slow, so it can end no outage.
 
-Deep failure: 20 points or more below the line.
+Deep failure is off unless ``deep_points`` is set: most fleets run 20 points below the line for months,
+and that is an outage that stands, not a sudden fall.
 """
 
 from __future__ import annotations

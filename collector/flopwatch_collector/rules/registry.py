@@ -75,7 +75,7 @@ RULES: Final = (
             line=0.60,
             for_s=900,
             hysteresis_points=2,
-            deep_points=20,
+            deep_points=None,  # most real fleets run below 40 %: that is standing, not a sudden fall
             escalate_relative=0.25,
             cause_s=120,
         ),
