@@ -28,7 +28,7 @@ from flopwatch_collector import inventory
 from flopwatch_collector.child import Child
 from flopwatch_collector.config import CollectorConfig
 from flopwatch_collector.control.store import ControlStore
-from flopwatch_collector.ledger.rollup import Rollup
+from flopwatch_collector.ledger.rollup import MINUTE_MS, SETTLE_MS, Rollup
 from flopwatch_collector.listen import IngestServer
 from flopwatch_collector.live import Live
 from flopwatch_collector.paging.outbox import Sender
@@ -41,7 +41,7 @@ from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_collector.watch import Watch, WatchSettings
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
-ROLLUP_EVERY_S: Final = 5.0
+ROLLUP_EVERY_S: Final = 10.0
 
 log = structlog.get_logger()
 
@@ -142,8 +142,10 @@ class Collector:
             written = 0
             try:
                 written = await asyncio.to_thread(rollup.run, unix_ms())
-                self.health.dirty_minutes = len(await asyncio.to_thread(dirty_minutes, store))
-                self.health.rollup_unix_ms = unix_ms()
+                now = self.health.rollup_unix_ms = unix_ms()
+                dirty = await asyncio.to_thread(dirty_minutes, store)
+                # A roster marks the minutes it will hold for: those ahead are not overdue.
+                self.health.dirty_minutes = sum(m + MINUTE_MS + SETTLE_MS <= now for _, m in dirty)
                 self.health.rolled_minutes += written
             except FlopwatchError as exc:
                 self.health.rollup_failures += 1

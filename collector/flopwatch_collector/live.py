@@ -25,10 +25,8 @@ from flopwatch_collector.ledger.evidence import (
     FOREVER,
     NEVER,
     ROSTER_COLUMNS,
-    ROSTER_HOLDS_MS,
     ROW_COLUMNS,
     SLOT_COLUMNS,
-    Heard,
     Rosters,
     Seats,
     Window,
@@ -36,6 +34,7 @@ from flopwatch_collector.ledger.evidence import (
     rows_of,
     seats_of,
 )
+from flopwatch_collector.ledger.gather import heard_in_rosters
 from flopwatch_collector.ledger.sheet import Sheet, joined, sheet_of_lines
 from flopwatch_collector.observe import allocation_observation, mfu_observation
 from flopwatch_collector.rules import Observation
@@ -57,18 +56,26 @@ SPOKEN_MS: Final = 20 * 60_000
 
 @dataclass(slots=True)
 class _Cluster:
-    """What is known now of one cluster."""
+    """What is known now of one cluster.
+
+    Attributes:
+        goodbyes: node → when it took leave, and until when its silence is expected.
+    """
 
     simulated: bool
     chunks: dict[int, list[Columns | pa.Table]] = field(default_factory=dict)
-    rosters: dict[tuple[str, int], list[dict[str, Any]]] = field(default_factory=dict)
+    rosters: dict[tuple[str, int], pa.Table] = field(default_factory=dict)
     slots: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
     heard: dict[tuple[str, str], int] = field(default_factory=dict)
-    goodbyes: dict[str, int] = field(default_factory=dict)
+    goodbyes: dict[str, tuple[int, int]] = field(default_factory=dict)
     sheets: dict[int, Sheet] = field(default_factory=dict)
     newest_row_unix_ms: int | None = None
     seats: Seats | None = None
     said: Rosters | None = None
+
+    def forget_sheets(self, since_unix_ms: int) -> None:
+        """Judge again, when asked, what ends after a moment."""
+        self.sheets = {t: s for t, s in self.sheets.items() if t + INTERVAL_MS <= since_unix_ms}
 
 
 class Live:
@@ -114,34 +121,46 @@ class Live:
                     known.heard[node, slot] = end
                 if known.newest_row_unix_ms is None or end > known.newest_row_unix_ms:
                     known.newest_row_unix_ms = end
-            known.goodbyes.pop(node, None)
+            said, until = known.goodbyes.get(node, (NEVER, NEVER))
+            back = max(columns["start_unix_ms"], default=NEVER)
+            if back >= said > NEVER:
+                # It is back; the interval in which it came is judged with its leave.
+                known.goodbyes[node] = said, min(until, back + INTERVAL_MS)
 
     def roster(self, cluster: str, simulated: bool, columns: Mapping[str, Sequence[Any]]) -> None:
         """Take one roster as columns of the table `roster`, its header row included."""
-        records = _records(columns, ROSTER_COLUMNS)
-        if not records:
+        if not columns["taken_unix_ms"]:
             return
-        head = records[0]
+        taken = columns["taken_unix_ms"][0]
         with self._lock:
             known = self._cluster(cluster, simulated)
-            known.rosters[head["source"], head["taken_unix_ms"]] = records
+            known.rosters[columns["source"][0], taken] = _typed(columns, "roster", ROSTER_COLUMNS)
             known.said = None
-            known.sheets.clear()
+            known.forget_sheets(taken)
 
     def slots(self, cluster: str, simulated: bool, columns: Mapping[str, Sequence[Any]]) -> None:
         """Take declarations of slots as columns of the table `slot`."""
         with self._lock:
             known = self._cluster(cluster, simulated)
             for record in _records(columns, SLOT_COLUMNS):
-                known.slots[record["node"], record["slot"], record["from_unix_ms"]] = record
-            known.seats = known.said = None
-            known.sheets.clear()
+                name = record["node"], record["slot"], record["from_unix_ms"]
+                before = known.slots.get(name)
+                known.slots[name] = record
+                known.seats = None
+                if before is None or before | {"to_unix_ms": 0} != record | {"to_unix_ms": 0}:
+                    known.said = None  # rosters are by key, and keys may have moved
+                    known.forget_sheets(record["from_unix_ms"])
+                elif before["to_unix_ms"] != record["to_unix_ms"]:
+                    # A lease that is renewed ends later, and changes nothing that was judged.
+                    ends = (before["to_unix_ms"] or FOREVER, record["to_unix_ms"] or FOREVER)
+                    known.forget_sheets(min(ends))
 
     def goodbye(self, cluster: str, node: str, back_in_ms: int, now_unix_ms: int) -> None:
         """Take a node's leave: its silence is expected for twice as long as it said."""
         with self._lock:
             if cluster in self._clusters:
-                self._clusters[cluster].goodbyes[node] = now_unix_ms + 2 * back_in_ms
+                until = now_unix_ms + 2 * back_in_ms
+                self._clusters[cluster].goodbyes[node] = now_unix_ms, until
 
     def status(
         self,
@@ -248,7 +267,9 @@ class Live:
                     lines,
                     heard=known.heard,
                     ready_unix_ms=self._ready_unix_ms,
-                    goodbyes={n for n, until in known.goodbyes.items() if until >= tick_unix_ms},
+                    goodbyes={
+                        n for n, (_, until) in known.goodbyes.items() if until >= tick_unix_ms
+                    },
                     newest_row_unix_ms=known.newest_row_unix_ms,
                     onboarded_ratio=_onboarded(known.slots.values(), tick_unix_ms),
                 ),
@@ -274,18 +295,18 @@ class Live:
     def _judge(self, known: _Cluster, window: Window) -> Lines:
         seats = self._seats(known)
         if known.said is None:
-            records = [r for roster in known.rosters.values() for r in roster]
-            known.said = rosters_of(_table(records, "roster", ROSTER_COLUMNS), seats)
+            nothing = _table([], "roster", ROSTER_COLUMNS)
+            known.said = rosters_of(pa.concat_tables([nothing, *known.rosters.values()]), seats)
         tables = [
-            self._compact(known, start)
+            _overlapping(self._compact(known, start), window)
             for start in (window.start - INTERVAL_MS, window.start)
             if start in known.chunks
         ]
         table = pa.concat_tables(tables) if tables else _table([], "interval", _COLUMNS)
-        heard = Heard.nothing(seats)
-        for key, name in enumerate(seats.names):
-            last = max(known.heard.get(name, NEVER), self._ready_unix_ms)
-            heard.before[key] = min(last, window.start)
+        heard = heard_in_rosters(known.said, seats, window)
+        rows = [max(known.heard.get(name, NEVER), self._ready_unix_ms) for name in seats.names]
+        spoken = np.minimum(np.array(rows, np.int64), window.start)
+        np.maximum(heard.before, spoken, out=heard.before)
         return account(
             window,
             now_unix_ms=window.end,
@@ -321,11 +342,12 @@ class Live:
         oldest = tick_unix_ms - KEPT_MS
         known.chunks = {t: c for t, c in known.chunks.items() if t >= oldest}
         known.sheets = {t: s for t, s in known.sheets.items() if t >= oldest}
-        old = tick_unix_ms - KEPT_MS - ROSTER_HOLDS_MS
+        old = tick_unix_ms - SPOKEN_MS
         stale = [key for key in known.rosters if key[1] < old]
         for key in stale:
             del known.rosters[key]
             known.said = None
+        known.goodbyes = {n: leave for n, leave in known.goodbyes.items() if leave[1] >= oldest}
         ended = [k for k, r in known.slots.items() if 0 < r["to_unix_ms"] < oldest]
         for name in ended:
             del known.slots[name]
@@ -376,6 +398,12 @@ def _typed(columns: Mapping[str, Sequence[Any]], table: str, names: Sequence[str
             array = array.fill_null("" if pa.types.is_string(array.type) else 0)
         arrays[name] = array
     return pa.table(arrays)
+
+
+def _overlapping(table: pa.Table, window: Window) -> pa.Table:
+    start = table["start_unix_ms"].to_numpy()
+    inside = (start + table["duration_ms"].to_numpy() > window.start) & (start < window.end)
+    return table if inside.all() else table.filter(pa.array(inside))
 
 
 def _newest(table: pa.Table) -> pa.Table:

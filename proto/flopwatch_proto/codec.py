@@ -30,6 +30,10 @@ Value = float | Absence
 _ROW_TEXTS: Final = tuple(name for name in rows.TEXTS if name != "slot")
 _CARD_TIMES: Final = tuple(q.name for q in rows.CARD_TIMES)
 _BUCKETS: Final = frozenset(Bucket)
+_RANGES: Final = (
+    ("start_unix_ms", 0, 2**53),
+    ("duration_ms", 0, 24 * 3_600_000),
+)
 _LENGTH_BY_SLOTS: Final = ("start_unix_ms", "duration_ms", "weight", "bucket")
 
 
@@ -112,7 +116,6 @@ def decode_rows(message: pb.IntervalRows) -> Columns:
     for name in _LENGTH_BY_SLOTS:
         columns[name] = _sized(message, name, count)
     columns["rogue"] = _sized(message, "rogue", count) if message.rogue else [False] * count
-    _check_plain(columns)
     texts: list[str | None] = [*message.strings]
     if texts:
         texts[0] = None
@@ -125,6 +128,7 @@ def decode_rows(message: pb.IntervalRows) -> Columns:
         raise PermanentError("a text column points past the end of `strings`") from None
     if not all(columns["slot"]):
         raise PermanentError("a row without a slot")
+    _check_plain(columns)
     for name in _CARD_TIMES:
         columns[name] = _sized(message, name, count)
     for name in rows.QUANTITY_NAMES:
@@ -147,15 +151,16 @@ def _sized(
 
 
 def _check_plain(columns: Columns) -> None:
-    for start, duration in zip(columns["start_unix_ms"], columns["duration_ms"], strict=True):
-        if not (0 < start < 2**53) or not (0 < duration <= 24 * 3_600_000):
-            raise PermanentError(f"row with start {start} and duration {duration} ms")
-    for weight in columns["weight"]:
-        if not 0.0 < weight <= 1.0:
-            raise PermanentError(f"row with weight {weight}; it lies in (0, 1]")
-    for bucket in columns["bucket"]:
-        if bucket not in _BUCKETS:
-            raise PermanentError(f"row with bucket {bucket}, which nobody here can account for")
+    if not columns["slot"]:
+        return
+    for name, low, high in _RANGES:
+        column = columns[name]
+        if not (low < min(column) and max(column) <= high):
+            raise PermanentError(f"row with a {name} outside ({low}, {high}]")
+    if not all(0.0 < weight <= 1.0 for weight in columns["weight"]):
+        raise PermanentError("row with a weight outside (0, 1]")
+    if not _BUCKETS.issuperset(columns["bucket"]):
+        raise PermanentError("row with a bucket which nobody here can account for")
 
 
 def _blank_absent(message: pb.IntervalRows, columns: Columns, count: int) -> None:

@@ -115,7 +115,7 @@ def test_an_open_gap_is_provisional_until_it_is_fifteen_minutes_old() -> None:
 
 
 def test_a_gap_is_judged_by_its_length_outside_the_window() -> None:
-    window = {"start": 20 * MINUTE, "end": 21 * MINUTE, "now": 60 * MINUTE}
+    window: dict[str, Any] = {"start": 20 * MINUTE, "end": 21 * MINUTE, "now": 60 * MINUTE}
     short = sheet([], **window, before={"s0": 19 * MINUTE}, after={"s0": 22 * MINUTE})
     assert short.time(Bucket.UNSEEN) == MINUTE
     long = sheet([], **window, before={"s0": 10 * MINUTE}, after={"s0": 25 * MINUTE})

@@ -85,6 +85,19 @@ def test_silence_opens_the_bounds_and_names_the_nodes() -> None:
     assert gone.goodbye_cards == 4.0
 
 
+def test_a_node_that_comes_back_inside_an_interval_is_judged_with_its_leave() -> None:
+    now = live()
+    speak(now, T0)
+    now.goodbye("atlas", "n4", 30_000, T0 + 10_000)
+    speak(now, T0 + 10_000, range(16))
+    speak(now, T0 + 14_000, range(16, 20), duration=6_000)
+    back = observe(now, T0 + 20_000)["allocation"]
+    assert (back.lo, back.goodbye_cards) == (pytest.approx(0.92), pytest.approx(1.6))
+    speak(now, T0 + 20_000, range(16))
+    gone_again = observe(now, T0 + 30_000)["allocation"]
+    assert gone_again.goodbye_cards == 0.0
+
+
 def test_silence_counts_from_the_moment_the_collector_was_ready() -> None:
     late = live(ready=T0 + 20 * MINUTE)
     early = live(ready=T0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from flopwatch.cli import number
 from flopwatch.cli.options import Json
+from flopwatch_agent import ceilings
 from flopwatch_kernels.messages import ProbeResult
 from flopwatch_kernels.probe import PROBE_KINDS, ProbeError, run_probe
 from flopwatch_proto.errors import UsageError
@@ -30,6 +32,10 @@ def probe(
     sustained: Annotated[
         bool, typer.Option("--sustained", help="Load it for ten seconds: what training gets.")
     ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Data directory of the agent that is to use the result."),
+    ] = None,
     json: Json = False,
 ) -> int:
     """Measure achieved against peak. Loads the device while it runs."""
@@ -50,6 +56,9 @@ def probe(
                 )
             except ProbeError as exc:
                 raise UsageError(str(exc)) from exc
+    if save is not None:
+        for result in results:
+            ceilings.save(save, _ceiling(result))
     if json:
         # One kind: its result; all: a list, also while there is only one kind.
         shown = results[0] if kind != "all" else results
@@ -57,6 +66,16 @@ def probe(
         return 0
     Console(highlight=False).print(_table(results))
     return 0
+
+
+def _ceiling(result: ProbeResult) -> ceilings.Ceiling:
+    return ceilings.Ceiling(
+        device=result.device.removeprefix("cuda:"),
+        dtype=result.dtype,
+        flops=result.median_flops,
+        sustained=result.sustained,
+        taken_unix_ns=result.started_at_unix_ns,
+    )
 
 
 def _table(results: list[ProbeResult]) -> Table:

@@ -18,6 +18,7 @@ import httpx
 import typer
 
 from flopwatch.cli.host import data_directory, has_accelerator
+from flopwatch_agent.config import default_jobs_socket
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
 READY_SECONDS_MAX: Final = 120.0
@@ -26,6 +27,7 @@ _TICK_SECONDS: Final = 0.1
 _WRONG_USAGE: Final = 2
 _METRICS: Final = "127.0.0.1:9752"
 _METRICS_VARIABLE: Final = "FLOPWATCH_METRICS__LISTEN"
+_JOBS_VARIABLE: Final = "FLOPWATCH_JOBS__SOCKET"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,7 @@ def _run(
     if code is not None:
         return code
     agent = ("--collector", str(ingest), "--data", str(directory / "agent"))
+    _make_room_for_jobs(directory / "agent")
     children.start("agent", *agent, *_agent_metrics())
     if simulate and not has_accelerator(os.environ):
         scenario = resources.files("flopwatch.simulate") / "default.toml"
@@ -158,6 +161,22 @@ def _agent_metrics() -> tuple[str, ...]:
     except UsageError:
         return ("--http", "127.0.0.1:0")
     return ()
+
+
+def _make_room_for_jobs(data: Path) -> None:
+    """Give the agent a job socket of its own where another agent of this host answers on the usual one."""
+    usual = default_jobs_socket()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(str(usual))
+        except OSError:
+            return
+    own = data / "jobs.sock"
+    if os.environ.setdefault(_JOBS_VARIABLE, str(own)) == str(own):
+        typer.echo(
+            f"another agent holds {usual}: jobs reach this one with FLOPWATCH_SOCKET={own}",
+            err=True,
+        )
 
 
 def _await_ready(children: Children, web: Address) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 from flopwatch.simulate.card import STATE_BUCKETS, state_at
 from flopwatch.simulate.player import device, slot_name
@@ -50,7 +50,7 @@ def roster(scenario: Scenario, cluster: Cluster, *, at_ms: int, start_unix_ms: i
             for tenant in state.tenants:
                 message.node.append(node_index)
                 message.slot.append(slots[card])
-                message.bucket.append(pb.Bucket.ValueType(tenant.bucket))
+                message.bucket.append(cast("pb.Bucket", int(tenant.bucket)))
                 message.job.append(strings.add(tenant.job))
                 message.team.append(strings.add(tenant.team))
                 message.workload_class.append(strings.add(tenant.workload_class))

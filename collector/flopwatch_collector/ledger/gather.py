@@ -61,7 +61,7 @@ class Evidence:
         What spoke inside the span and outside the window becomes the words heard around the window.
         """
         rows, rosters = self.rows, self.rosters
-        heard = _widest(self.heard, _heard_in_rosters(rosters, self.seats, window))
+        heard = _widest(self.heard, heard_in_rosters(rosters, self.seats, window))
         before, after = heard.before, heard.after
         # Words outside the span are further away than any inside it: the nearest one stands.
         earlier = rows.start < window.start
@@ -84,7 +84,7 @@ def gather(reader: Reader, cluster: str, window: Window, node: str | None = None
     seats = seats_of(_slots(reader, parameters, window, where))
     rows = rows_of(_rows(reader, parameters, window, where), seats)
     rosters = rosters_of(_rosters(reader, parameters, window, node), seats)
-    heard = _heard_in_rosters(rosters, seats, window)
+    heard = heard_in_rosters(rosters, seats, window)
     quiet = account(
         window, now_unix_ms=window.end, seats=seats, rows=rows, rosters=rosters, heard=heard
     )
@@ -139,7 +139,7 @@ def _rosters(
     )
 
 
-def _heard_in_rosters(rosters: Rosters, seats: Seats, window: Window) -> Heard:
+def heard_in_rosters(rosters: Rosters, seats: Seats, window: Window) -> Heard:
     """Return when rosters last spoke of each slot before the window and first after it."""
     heard = Heard.nothing(seats)
     start, end = rosters.start[rosters.hold], rosters.end[rosters.hold]

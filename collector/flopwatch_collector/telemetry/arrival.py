@@ -17,6 +17,7 @@ from flopwatch_collector.telemetry.store import TelemetryStore, arrow_block
 from flopwatch_proto import codec, rows
 from flopwatch_proto.codec import Columns
 from flopwatch_proto.errors import PermanentError
+from flopwatch_proto.rows import Bucket
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 FUTURE_MS_MAX: Final = 10 * MINUTE_MS
@@ -320,8 +321,10 @@ def _roster_columns(roster: pb.Roster) -> Columns:
     for name, column in columns.items():
         if len(column) != count + 1:
             raise PermanentError(f"roster column {name} does not match its {count} entries")
-    if not all(map(math.isfinite, columns["weight"])):
-        raise PermanentError("a roster with a weight that is no number")
+    if not all(0.0 <= weight <= 1.0 for weight in columns["weight"]):
+        raise PermanentError("a roster with a weight outside [0, 1]")
+    if not set(roster.bucket) <= _BUCKETS:
+        raise PermanentError("a roster with a bucket that this collector does not know")
     constant = {
         "source": roster.source,
         "taken_unix_ms": roster.taken_unix_ms,
@@ -340,6 +343,7 @@ def _check_finite(columns: Columns, names: Iterable[str]) -> None:
             raise PermanentError(f"column {name} holds a value that is no number")
 
 
+_BUCKETS: Final = frozenset(int(bucket) for bucket in Bucket)
 _TIMES: Final = (
     ("interval", "start_unix_ms", True),
     ("host", "start_unix_ms", True),

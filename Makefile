@@ -1,0 +1,59 @@
+# From a fresh clone: `make run` starts everything, `make test` tests everything; `make help` lists the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+# What the test suite needs of the system: a compiler for the fake driver, a browser for the dashboard,
+# systemd-analyze for the units, names of PCI devices for the peak table.
+PACKAGES := chromium gcc libc6-dev pci.ids systemd
+APT := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
+
+.DEFAULT_GOAL := help
+.PHONY: help setup debian run test check stubs docs bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## make .venv with the package and everything for development in it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || test "$$(id -u)" != 0 \
+		|| { apt-get update -qq && $(APT) python3-venv; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,probes]' -c constraints.txt
+	@touch $@
+
+debian: ## install what the tests need of the system (as root on Debian; else only says so)
+	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "make debian: not root on Debian; the tests need: $(PACKAGES)"; \
+	elif ! dpkg-query -W -f '$${db:Status-Abbrev}\n' $(PACKAGES) 2>&1 | grep -qv '^ii'; then \
+		:; \
+	else \
+		apt-get update -qq && $(APT) $(PACKAGES) >/dev/null; \
+	fi
+
+run: setup ## start collector, agent and, without an accelerator, a simulated cluster
+	$(BIN)/flopwatch up
+
+test: setup debian ## run the test suite; a skipped test is a failed one
+	PYTHONPATH=tests $(BIN)/pytest -p no_skips
+
+check: setup ## format, lint, types, imports, stubs and generated documents
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/stubs.py --check
+	$(BIN)/python tools/documents.py --check
+
+stubs: setup ## generate the stubs of the contract; refuses a change that breaks it
+	$(BIN)/python tools/stubs.py
+
+docs: setup ## generate the documents that come from the code: configuration, metrics, tables
+	$(BIN)/python tools/documents.py
+
+bench: setup debian ## run the benchmarks and rewrite their results under docs/measured
+	$(BIN)/python bench/agent.py
+	$(BIN)/python bench/collector.py
+
+clean: ## remove the virtual environment and every cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,143 @@
+"""What the benchmarks share: the cost of a tree of processes, the machine, and where results go."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+MEASURED: Final = ROOT / "docs/measured"
+FLOPWATCH: Final = str(Path(sys.executable).with_name("flopwatch"))
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Cost of one process up to now. Attributes: switches: times it gave up a core by itself."""
+
+    cpu_seconds: float
+    rss_bytes: int
+    switches: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Cost of one process over a span."""
+
+    cpu_percent: float
+    rss_mib: float
+    wakeups_per_s: float
+    threads: int
+
+    @classmethod
+    def between(cls, before: Usage, after: Usage, seconds: float) -> Cost:
+        """Return the cost of a process whose usage was taken twice."""
+        return cls(
+            cpu_percent=round(100 * (after.cpu_seconds - before.cpu_seconds) / seconds, 2),
+            rss_mib=round(after.rss_bytes / _MIB, 1),
+            wakeups_per_s=round((after.switches - before.switches) / seconds, 1),
+            threads=after.threads,
+        )
+
+
+def tree(pid: int) -> dict[int, Usage]:
+    """Return the usage of a process and of everything below it, by pid."""
+    root = psutil.Process(pid)
+    found: dict[int, Usage] = {}
+    for process in (root, *root.children(recursive=True)):
+        try:
+            times, memory = process.cpu_times(), process.memory_info()
+            found[process.pid] = Usage(
+                cpu_seconds=times.user + times.system,
+                rss_bytes=memory.rss,
+                switches=_switches(process.pid),
+                threads=process.num_threads(),
+            )
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _switches(pid: int) -> int:
+    """Return the voluntary context switches of all threads of a process."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        try:
+            text = status.read_text(encoding="utf-8")
+        except OSError:  # the thread has ended
+            continue
+        total += int(text.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+    return total
+
+
+def costs(pid: int, seconds: float) -> dict[int, Cost]:
+    """Watch a tree for some seconds; return the cost of each process that lived through them."""
+    before, started = tree(pid), time.monotonic()
+    time.sleep(seconds)
+    after, lasted = tree(pid), time.monotonic() - started
+    return {
+        child: Cost.between(before[child], after[child], lasted)
+        for child in after
+        if child in before
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on; the load tells whether the machine was otherwise idle."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = next((line.split(": ")[1] for line in text.splitlines() if "model name" in line), "?")
+    return {
+        "cores": os.cpu_count(),
+        "processor": model,
+        "memory_gib": round(psutil.virtual_memory().total / (1 << 30), 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_1m_at_start": round(os.getloadavg()[0], 2),
+    }
+
+
+def write(
+    name: str,
+    title: str,
+    command: str,
+    on: Mapping[str, Any],
+    result: Mapping[str, Any],
+    remarks: Iterable[str],
+) -> None:
+    """Write ``docs/measured/NAME.json`` and ``.md``."""
+    MEASURED.mkdir(parents=True, exist_ok=True)
+    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    record = {"command": command, "date": date, "machine": on, "result": result}
+    (MEASURED / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    where = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in on.items())
+    lines = [
+        f"# {title}",
+        "",
+        f"`{command}`, {date}; {where}.",
+        "",
+        "| figure | value |",
+        "|---|---|",
+    ]
+    lines += [f"| {key} | {value} |" for key, value in _flat(result)]
+    lines += ["", *(f"- {remark}" for remark in remarks)]
+    (MEASURED / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _flat(tree_: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree_.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} · ")
+        else:
+            yield f"{prefix}{key}".replace("_", " "), value
