@@ -18,7 +18,6 @@ import functools
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +25,11 @@ import structlog
 
 from flopwatch_agent.allocation import Allocation
 from flopwatch_agent.allocation.processes import Processes
+from flopwatch_agent.ceilings import Ceilings
 from flopwatch_agent.clock import Clock, SystemClock, seconds_to_next, wall_unix_ms
 from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.health import Health
+from flopwatch_agent.identity import agent_version, boot_id
 from flopwatch_agent.interval import Fold
 from flopwatch_agent.jobs import Intake, JobTable, device_key
 from flopwatch_agent.labels import Environments
@@ -68,6 +69,7 @@ class Parts:
     stream: Stream
     jobs: JobTable
     allocation: Allocation
+    ceilings: Ceilings
     entries: tuple[SourceEntry, ...] = SOURCES
 
 
@@ -105,6 +107,7 @@ def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
         stream=stream,
         jobs=JobTable(environments.labels),
         allocation=Processes(environments.labels),
+        ceilings=Ceilings(config.data),
         entries=entries,
     )
 
@@ -120,6 +123,7 @@ class Agent:
         self._fold = Fold(
             interval_ms=parts.config.interval.milliseconds,
             dtype=parts.config.dtype,
+            achievable=parts.ceilings.flops,
             gap_ms_max=30_000,
         )
         self._stopping = asyncio.Event()
@@ -134,6 +138,7 @@ class Agent:
         self._steps_told = 0
         self._read_unix_ms: dict[str, int] = {}
         self._taken = asyncio.Event()
+        parts.ceilings.refresh()
 
     def stop(self, reason: str = "stop") -> None:
         """Ask the agent to end: ``stop`` or ``upgrade``."""
@@ -240,6 +245,7 @@ class Agent:
             await self._clock.sleep(seconds_to_next(interval_ms, now))
             await self._settle(wall_unix_ms(self._clock) // interval_ms * interval_ms)
             self._parts.jobs.expire(self._monotonic_ms(), _is_running)
+            self._parts.ceilings.refresh()
             stale_ms = wall_unix_ms(self._clock) - 3 * interval_ms
             self._rows += self._fold.close(stale_ms)
             self._hand_over()
@@ -387,22 +393,6 @@ async def run_agent(config: AgentConfig) -> None:
         await agent.run()
     except* FlopwatchError as group:
         raise group.exceptions[0] from None
-
-
-def agent_version() -> str:
-    """Return the version of the distribution."""
-    try:
-        return version("flopwatch")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def boot_id(path: Path = Path("/proc/sys/kernel/random/boot_id")) -> str:
-    """Return the kernel's name of this boot; empty where it has none."""
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _is_running(pid: int) -> bool:

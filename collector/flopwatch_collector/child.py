@@ -14,13 +14,17 @@ from typing import Final
 
 import structlog
 
-from flopwatch_proto.errors import UsageError
+from flopwatch_proto.errors import FlopwatchError, UsageError
 
 BACKOFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 STOP_SECONDS_MAX: Final = 5.0
 USAGE_EXIT: Final = 2
 
 log = structlog.get_logger()
+
+
+class ChildEndedError(FlopwatchError):
+    """A child ended before it said where it listens; it has said why."""
 
 
 class Child:
@@ -47,6 +51,7 @@ class Child:
 
         Raises:
             UsageError: it ended with the exit code of a wrong configuration; it has said why.
+            ChildEndedError: it ended for another reason.
         """
         self._process = await asyncio.create_subprocess_exec(
             *self._command(), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -57,7 +62,7 @@ class Child:
             code = await self._process.wait()
             if code == USAGE_EXIT:
                 raise UsageError("")
-            raise OSError(f"{self._name} ended with {code} before it was ready")
+            raise ChildEndedError(f"{self._name} ended with {code} before it was ready")
         self._said(line.decode().strip())
 
     async def keep(self) -> None:
@@ -70,7 +75,7 @@ class Child:
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
             try:
                 await self.start()
-            except (UsageError, OSError) as exc:
+            except (FlopwatchError, OSError) as exc:
                 failures += 1
                 log.warning("child_failed", child=self._name, reason=str(exc))
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable, Collection
 from typing import Final
@@ -62,6 +63,7 @@ class IngestServer:
         Raises:
             UsageError: the address cannot be bound.
         """
+        _check_free(address)
         self._server = grpc.aio.server(
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=self._streams_max * 6 // 5,
@@ -105,3 +107,23 @@ class IngestServer:
     async def _tell(self, state: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
         for service in ("", SERVICE):
             await self._health.set(service, state)
+
+
+def _check_free(address: str) -> None:
+    """Bind the address once: of one in use the library would write lines of its own.
+
+    Raises:
+        UsageError: the address cannot be bound.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as exc:
+            raise UsageError(
+                f"--grpc: cannot listen on {address}: {exc.strerror or exc}; "
+                "name another port, or 0 for any free one"
+            ) from exc

@@ -25,7 +25,6 @@ from flopwatch_collector.ledger.evidence import (
     FOREVER,
     NEVER,
     ROSTER_COLUMNS,
-    ROW_COLUMNS,
     SLOT_COLUMNS,
     Rosters,
     Seats,
@@ -36,20 +35,24 @@ from flopwatch_collector.ledger.evidence import (
 )
 from flopwatch_collector.ledger.gather import heard_in_rosters
 from flopwatch_collector.ledger.sheet import Sheet, joined, sheet_of_lines
+from flopwatch_collector.live_tables import (
+    COLUMNS,
+    newest_rows,
+    overlapping,
+    records,
+    table_of,
+    typed,
+)
 from flopwatch_collector.observe import allocation_observation, mfu_observation
 from flopwatch_collector.rules import Observation
 from flopwatch_collector.rules.settings import RuleSettings
 from flopwatch_collector.telemetry import Reader
-from flopwatch_collector.telemetry.schema import TABLES
-from flopwatch_collector.telemetry.store import ARROW_TYPES
 from flopwatch_proto.codec import Columns
 from flopwatch_proto.rows import INTERVAL_MS, SlotState
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 MFU_WINDOW_MS: Final = 120_000
 KEPT_MS: Final = MFU_WINDOW_MS + 60_000
-_COLUMNS: Final = (*ROW_COLUMNS, "instance")
-_KEY: Final = ("node", "slot", "start_unix_ms", "job", "instance")
 SPOKEN_MS: Final = 20 * 60_000
 """How far back words are looked up at start: beyond it a silence is MISSING in any case."""
 
@@ -134,7 +137,7 @@ class Live:
         taken = columns["taken_unix_ms"][0]
         with self._lock:
             known = self._cluster(cluster, simulated)
-            known.rosters[columns["source"][0], taken] = _typed(columns, "roster", ROSTER_COLUMNS)
+            known.rosters[columns["source"][0], taken] = typed(columns, "roster", ROSTER_COLUMNS)
             known.said = None
             known.forget_sheets(taken)
 
@@ -142,7 +145,7 @@ class Live:
         """Take declarations of slots as columns of the table `slot`."""
         with self._lock:
             known = self._cluster(cluster, simulated)
-            for record in _records(columns, SLOT_COLUMNS):
+            for record in records(columns, SLOT_COLUMNS):
                 name = record["node"], record["slot"], record["from_unix_ms"]
                 before = known.slots.get(name)
                 known.slots[name] = record
@@ -191,7 +194,7 @@ class Live:
             self.slots(name, is_simulated, slots.to_pydict())
             self._load_rosters(reader, name, is_simulated, parameters)
             rows = reader.query(
-                f"SELECT {', '.join(_COLUMNS)} FROM interval FINAL "
+                f"SELECT {', '.join(COLUMNS)} FROM interval FINAL "
                 "WHERE cluster = {cluster:String} AND start_unix_ms > {recent:Int64}",
                 parameters,
             )
@@ -295,14 +298,14 @@ class Live:
     def _judge(self, known: _Cluster, window: Window) -> Lines:
         seats = self._seats(known)
         if known.said is None:
-            nothing = _table([], "roster", ROSTER_COLUMNS)
+            nothing = table_of([], "roster", ROSTER_COLUMNS)
             known.said = rosters_of(pa.concat_tables([nothing, *known.rosters.values()]), seats)
         tables = [
-            _overlapping(self._compact(known, start), window)
+            overlapping(self._compact(known, start), window)
             for start in (window.start - INTERVAL_MS, window.start)
             if start in known.chunks
         ]
-        table = pa.concat_tables(tables) if tables else _table([], "interval", _COLUMNS)
+        table = pa.concat_tables(tables) if tables else table_of([], "interval", COLUMNS)
         heard = heard_in_rosters(known.said, seats, window)
         rows = [max(known.heard.get(name, NEVER), self._ready_unix_ms) for name in seats.names]
         spoken = np.minimum(np.array(rows, np.int64), window.start)
@@ -318,7 +321,9 @@ class Live:
 
     def _seats(self, known: _Cluster) -> Seats:
         if known.seats is None:
-            known.seats = seats_of(_table(list(known.slots.values()), "slot", SLOT_COLUMNS), "gpu")
+            known.seats = seats_of(
+                table_of(list(known.slots.values()), "slot", SLOT_COLUMNS), "gpu"
+            )
         return known.seats
 
     def _compact(self, known: _Cluster, interval: int) -> pa.Table:
@@ -327,13 +332,13 @@ class Live:
         if len(parts) == 1 and isinstance(parts[0], pa.Table):
             return parts[0]
         tables = [part for part in parts if isinstance(part, pa.Table)]
-        columns: Columns = {name: [] for name in _COLUMNS}
+        columns: Columns = {name: [] for name in COLUMNS}
         for part in parts:
             if not isinstance(part, pa.Table):
                 count = len(part["node"])
                 for name, column in columns.items():
                     column.extend(part.get(name) or [None] * count)
-        table = _newest(pa.concat_tables([*tables, _typed(columns, "interval", _COLUMNS)]))
+        table = newest_rows(pa.concat_tables([*tables, typed(columns, "interval", COLUMNS)]))
         known.chunks[interval] = [table]
         return table
 
@@ -371,44 +376,3 @@ def _onboarded(slots: Iterable[Mapping[str, Any]], at_unix_ms: int) -> float:
             states[name] = max(states.get(name, (NEVER, 0)), (begins, record["state"]))
     owned = [state for _, state in states.values() if state != SlotState.RETIRED]
     return owned.count(SlotState.IN_SERVICE) / len(owned) if owned else 1.0
-
-
-def _records(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    count = len(next(iter(columns.values()), ()))
-    return [
-        {name: columns[name][i] if name in columns else None for name in names}
-        for i in range(count)
-    ]
-
-
-def _table(records: Sequence[Mapping[str, Any]], table: str, names: Sequence[str]) -> pa.Table:
-    """Return records with exactly the named columns, typed as the store types them."""
-    return _typed({name: [r.get(name) for r in records] for name in names}, table, names)
-
-
-def _typed(columns: Mapping[str, Sequence[Any]], table: str, names: Sequence[str]) -> pa.Table:
-    """Return the named columns as the store types them; one that is not there holds its default."""
-    count = len(next(iter(columns.values()), ()))
-    types = {name: TABLES[table].columns[name] for name in names}
-    arrays = {}
-    for name, kind in types.items():
-        values = columns.get(name)
-        array = pa.array([None] * count if values is None else values, ARROW_TYPES[kind])
-        if array.null_count and not kind.startswith("Nullable"):
-            array = array.fill_null("" if pa.types.is_string(array.type) else 0)
-        arrays[name] = array
-    return pa.table(arrays)
-
-
-def _overlapping(table: pa.Table, window: Window) -> pa.Table:
-    start = table["start_unix_ms"].to_numpy()
-    inside = (start + table["duration_ms"].to_numpy() > window.start) & (start < window.end)
-    return table if inside.all() else table.filter(pa.array(inside))
-
-
-def _newest(table: pa.Table) -> pa.Table:
-    """Return each row once: a batch that came twice is the same rows twice."""
-    table = table.combine_chunks()
-    keyed = table.select(_KEY).append_column("at", pa.array(np.arange(table.num_rows)))
-    last = keyed.group_by(list(_KEY)).aggregate([("at", "max")])["at_max"].combine_chunks()
-    return table if len(last) == table.num_rows else table.take(last.sort())

@@ -136,7 +136,9 @@ def test_an_hour_stands_for_its_minutes(store: TelemetryStore) -> None:
     raw = buckets(store, window, end + MINUTE)
     settle(Rollup(store), end + MINUTE)
     assert (
-        store.query("SELECT uniqExact(start_unix_ms) AS n FROM written WHERE grain = 'fleet_hour'")["n"][0].as_py()
+        store.query("SELECT uniqExact(start_unix_ms) AS n FROM written WHERE grain = 'fleet_hour'")[
+            "n"
+        ][0].as_py()
         == 3
     )
     assert buckets(store, window, end + MINUTE) == raw

@@ -11,6 +11,7 @@ a refused one leaves its line, so that it cannot block the resolve behind it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -91,10 +92,10 @@ class Sender:
             while True:
                 self._wake.clear()
                 self.start_due()
-                try:
-                    await asyncio.wait_for(self._wake.wait(), POLL_S)
-                except TimeoutError:
-                    continue
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes with a wake.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await self._wake.wait()
         finally:
             tries = list(self._busy.values())
             for task in tries:

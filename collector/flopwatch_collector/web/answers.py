@@ -36,7 +36,9 @@ class AnswerBounds:
 class Answers:
     """Computes, shares and bounds answers. One event loop uses it."""
 
-    def __init__(self, monotonic_s: Callable[[], float], bounds: AnswerBounds | None = None) -> None:
+    def __init__(
+        self, monotonic_s: Callable[[], float], bounds: AnswerBounds | None = None
+    ) -> None:
         self._monotonic_s = monotonic_s
         self._bounds = bounds or AnswerBounds()
         self._kept: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()

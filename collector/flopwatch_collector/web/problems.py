@@ -69,7 +69,10 @@ def as_problem(exc: Exception) -> Problem:
         name = str(first["loc"][-1])
         return Problem(422, f"{name}: {first['msg']}", parameter=name)
     if isinstance(exc, HTTPException):
-        return Problem(exc.status_code, str(exc.detail))
+        detail = str(exc.detail)
+        if exc.status_code == 404:
+            detail = "no such path; /api/docs lists all there are"
+        return Problem(exc.status_code, detail)
     log.error("request_failed", reason=repr(exc), exc_info=exc)
     return Problem(500, "an error of flopwatch itself; its log says more")
 

@@ -1,0 +1,57 @@
+"""Tables of the present: columns in memory, typed as the store types them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from flopwatch_collector.ledger.evidence import ROW_COLUMNS, Window
+from flopwatch_collector.telemetry.schema import TABLES
+from flopwatch_collector.telemetry.store import ARROW_TYPES
+
+COLUMNS: Final = (*ROW_COLUMNS, "instance")
+_KEY: Final = ("node", "slot", "start_unix_ms", "job", "instance")
+
+
+def records(columns: Mapping[str, Sequence[Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    count = len(next(iter(columns.values()), ()))
+    return [
+        {name: columns[name][i] if name in columns else None for name in names}
+        for i in range(count)
+    ]
+
+
+def table_of(records: Sequence[Mapping[str, Any]], table: str, names: Sequence[str]) -> pa.Table:
+    """Return records with exactly the named columns, typed as the store types them."""
+    return typed({name: [r.get(name) for r in records] for name in names}, table, names)
+
+
+def typed(columns: Mapping[str, Sequence[Any]], table: str, names: Sequence[str]) -> pa.Table:
+    """Return the named columns as the store types them; one that is not there holds its default."""
+    count = len(next(iter(columns.values()), ()))
+    types = {name: TABLES[table].columns[name] for name in names}
+    arrays = {}
+    for name, kind in types.items():
+        values = columns.get(name)
+        array = pa.array([None] * count if values is None else values, ARROW_TYPES[kind])
+        if array.null_count and not kind.startswith("Nullable"):
+            array = array.fill_null("" if pa.types.is_string(array.type) else 0)
+        arrays[name] = array
+    return pa.table(arrays)
+
+
+def overlapping(table: pa.Table, window: Window) -> pa.Table:
+    start = table["start_unix_ms"].to_numpy()
+    inside = (start + table["duration_ms"].to_numpy() > window.start) & (start < window.end)
+    return table if inside.all() else table.filter(pa.array(inside))
+
+
+def newest_rows(table: pa.Table) -> pa.Table:
+    """Return each row once: a batch that came twice is the same rows twice."""
+    table = table.combine_chunks()
+    keyed = table.select(_KEY).append_column("at", pa.array(np.arange(table.num_rows)))
+    last = keyed.group_by(list(_KEY)).aggregate([("at", "max")])["at_max"].combine_chunks()
+    return table if len(last) == table.num_rows else table.take(last.sort())

@@ -1,0 +1,78 @@
+"""The web application: API, pages, metrics and health around one set of sources."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.staticfiles import StaticFiles
+
+from flopwatch_collector.web import api, exposition, health, pages, problems
+from flopwatch_collector.web.answers import LIVE_KEPT_S
+from flopwatch_collector.web.asked import DEFAULT_WINDOW, window_of
+from flopwatch_collector.web.headers import SecureHeaders
+from flopwatch_collector.web.sources import Sources
+from flopwatch_proto.errors import FlopwatchError
+
+STATIC: Final = Path(__file__).parent / "static"
+
+
+def create_app(sources: Sources, stopping: asyncio.Event) -> FastAPI:
+    """Return the application. ``stopping`` ends the streams that would keep the process alive."""
+    app = FastAPI(
+        title="flopwatch",
+        version="1",
+        description="Where every FLOP of a GPU fleet goes. Unknown is null, never 0.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/openapi.json",
+    )
+    app.state.sources = sources
+    app.state.stopping = stopping
+    app.state.last_pages = pages.LastPages()
+    problems.install(app)
+    app.include_router(api.router)
+    app.include_router(pages.router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.add_api_route("/metrics", _metrics, include_in_schema=False)
+    app.add_api_route("/healthz", _healthz, include_in_schema=False)
+    app.add_api_route("/readyz", _readyz, include_in_schema=False)
+    app.add_middleware(SecureHeaders)
+    return app
+
+
+async def _metrics(request: Request) -> Response:
+    """The collector's metrics and the clusters' figures; what does not answer is said to be down."""
+    sources: Sources = request.app.state.sources
+    window = window_of(sources.now_unix_ms(), DEFAULT_WINDOW, None, None)
+    texts: str | None = None
+    fleet: dict[str, Any] | None = None
+    try:
+        texts = await asyncio.to_thread(sources.collector.metrics)
+        fleet, _ = await api.fleet_of(sources, window, LIVE_KEPT_S)
+    except FlopwatchError:
+        pass  # the two gauges of this process say so
+    return Response(exposition.exposition(texts, fleet), media_type=exposition.MEDIA_TYPE)
+
+
+async def _healthz(request: Request) -> Response:
+    """This process is alive; with what the collector says of itself, or why it does not."""
+    sources: Sources = request.app.state.sources
+    try:
+        said = await asyncio.to_thread(sources.collector.status)
+    except FlopwatchError as exc:
+        return api.answered({"status": "degraded", "reason": str(exc)})
+    return api.answered({"status": "ok", **said})
+
+
+async def _readyz(request: Request) -> Response:
+    """200 only when ingest, the stores and this process all serve."""
+    verdict = await health.ready(request.app.state.sources)
+    return Response(
+        msgspec.json.encode(verdict),
+        200 if verdict["ready"] else 503,
+        media_type="application/json",
+    )

@@ -1,0 +1,131 @@
+"""Prometheus text: the collector's own metrics, and the figures of every cluster as gauges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+CLUSTERS_MAX: Final = 200
+"""Beyond these (by name, real ones first) a cluster has no gauges; the API has it all the same."""
+
+_FIGURES: Final[tuple[tuple[str, str, tuple[str, str]], ...]] = (
+    ("in_service_cards", "Cards in service, averaged over the window.", ("cards", "in_service")),
+    ("allocated_cards", "Cards allocated, averaged over the window.", ("cards", "allocated")),
+    ("active_cards", "Cards allocated with work on them.", ("cards", "active")),
+    ("unseen_cards", "Cards nobody speaks for and that are not missing yet.", ("cards", "unseen")),
+    (
+        "allocation_ratio",
+        "Allocated card-time of card-time in service that is seen.",
+        ("allocation", "value"),
+    ),
+    (
+        "allocation_lo_ratio",
+        "Allocation if all unseen card-time is not allocated.",
+        ("allocation", "lo"),
+    ),
+    (
+        "allocation_hi_ratio",
+        "Allocation if all unseen card-time is allocated.",
+        ("allocation", "hi"),
+    ),
+    (
+        "allocation_coverage_ratio",
+        "Card-time with a row of card-time in service.",
+        ("allocation", "coverage"),
+    ),
+    (
+        "active_allocation_ratio",
+        "Active card-time of card-time seen.",
+        ("active_allocation", "value"),
+    ),
+    (
+        "availability_ratio",
+        "Card-time that is neither missing, failed nor in maintenance.",
+        ("availability", "value"),
+    ),
+    (
+        "hfu_ratio",
+        "What the tensor pipes did, of the datasheet peak of allocated cards.",
+        ("hfu", "value"),
+    ),
+    ("hfu_coverage_ratio", "Allocated capacity that has counters.", ("hfu", "coverage")),
+    ("mfu_ratio", "Model FLOPs utilisation where all of it is declared.", ("mfu", "value")),
+    ("mfu_lo_ratio", "Lower bound of model FLOPs utilisation.", ("mfu", "lo")),
+    ("mfu_hi_ratio", "Upper bound of model FLOPs utilisation.", ("mfu", "hi")),
+    (
+        "mfu_declared_ratio",
+        "Capacity whose model FLOPs are declared.",
+        ("mfu", "declared_share"),
+    ),
+    (
+        "mfu_achievable_hi_ratio",
+        "Upper bound of model FLOPs utilisation of the measured ceiling.",
+        ("mfu_achievable", "hi"),
+    ),
+    ("yield_ratio", "Allocation times HFU.", ("yield", "value")),
+)
+
+
+class _Figures(Collector):
+    def __init__(self, fleet: Mapping[str, Any] | None) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "flopwatch_web_answers",
+            "1 where the figures of the clusters could be computed for this scrape.",
+            value=0.0 if self._fleet is None else 1.0,
+        )
+        clusters = [] if self._fleet is None else self._fleet["clusters"][:CLUSTERS_MAX]
+        for name, meaning, (group, part) in _FIGURES:
+            family = GaugeMetricFamily(
+                f"flopwatch_cluster_{name}", meaning, labels=("cluster", "simulated")
+            )
+            for cluster in clusters:
+                value = cluster[group].get(part)
+                if value is not None:  # what is unknown has no sample, and is never 0
+                    family.add_metric(_labels(cluster), value)
+            yield family
+        yield from _losses(clusters)
+
+
+def _losses(clusters: list[dict[str, Any]]) -> Iterator[Metric]:
+    lost = GaugeMetricFamily(
+        "flopwatch_cluster_step_ratio",
+        "Share of card-time in service that a step of the waterfall took.",
+        labels=("cluster", "simulated", "step", "owner"),
+    )
+    firing = GaugeMetricFamily(
+        "flopwatch_cluster_outages",
+        "Open outages.",
+        labels=("cluster", "simulated", "rule", "state"),
+    )
+    for cluster in clusters:
+        for step in cluster["waterfall"]:
+            if step["share"] is not None:
+                lost.add_metric([*_labels(cluster), step["step"], step["owner"]], step["share"])
+        for outage in cluster["outages"]:
+            firing.add_metric([*_labels(cluster), outage["rule"], outage["state"]], 1)
+    yield lost
+    yield firing
+
+
+def _labels(cluster: Mapping[str, Any]) -> list[str]:
+    return [cluster["name"], "true" if cluster["simulated"] else "false"]
+
+
+def exposition(collector_metrics: str | None, fleet: Mapping[str, Any] | None) -> str:
+    """Return the text of `/metrics`; None for what did not answer."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Figures(fleet))
+    up = (
+        "# HELP flopwatch_web_collector_up 1 where the collector answered this scrape.\n"
+        "# TYPE flopwatch_web_collector_up gauge\n"
+        f"flopwatch_web_collector_up {0.0 if collector_metrics is None else 1.0}\n"
+    )
+    return (collector_metrics or "") + up + generate_latest(registry).decode()

@@ -1,0 +1,217 @@
+"""Pages for people: rendered here, whole on first paint, the same without JavaScript."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import jinja2
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+
+from flopwatch_collector.ledger.evidence import Window
+from flopwatch_collector.web import api, fleet_page, nodes, outages, records, series, wording
+from flopwatch_collector.web.answers import LIVE_KEPT_S
+from flopwatch_collector.web.asked import DAY_MS, DEFAULT_WINDOW, window_of
+from flopwatch_collector.web.problems import RETRY_AFTER_S, Problem
+from flopwatch_collector.web.sources import Sources
+from flopwatch_proto.errors import FlopwatchError
+
+SPARK_METRICS: Final = ("allocation", "hfu", "mfu_lo", "mfu_hi", "yield")
+SPARK_KEPT_S: Final = 60.0
+SPARK_SPAN_MS: Final = 7 * DAY_MS
+MAPS_MAX: Final = 16
+"""Clusters with a block on the map; one query each."""
+LAST_PAGES_MAX: Final = 16
+
+T = TypeVar("T")
+
+router: Final = APIRouter(include_in_schema=False)
+templates: Final = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+templates.globals["wording"] = wording
+
+
+class LastPages:
+    """The last known page per view, for when the collector does not answer. Bounded."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str | None], fleet_page.Page] = OrderedDict()
+
+    def keep(self, page: fleet_page.Page) -> None:
+        """Keep a page in place of the one before it."""
+        self._kept[page.window, page.cluster] = page
+        self._kept.move_to_end((page.window, page.cluster))
+        while len(self._kept) > LAST_PAGES_MAX:
+            self._kept.popitem(last=False)
+
+    def of(self, window: str, cluster: str | None) -> fleet_page.Page | None:
+        """Return the last page of a view."""
+        return self._kept.get((window, cluster))
+
+
+def rendered(template: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+    """Return a template as a response."""
+    return HTMLResponse(templates.get_template(template).render(values), status)
+
+
+@router.get("/")
+async def fleet(
+    request: Request, window: str = DEFAULT_WINDOW, cluster: str | None = None
+) -> Response:
+    """The fleet page; with the last known figures where the collector does not answer now."""
+    sources = api.sources_of(request)
+    last: LastPages = request.app.state.last_pages
+    try:
+        page = await _fleet_page(sources, window, cluster)
+    except Problem as problem:
+        return _refused(problem)
+    except FlopwatchError as exc:
+        kept = last.of(window, cluster)
+        if kept is None:
+            return _refused(Problem(503, str(exc)))
+        stale = replace(kept, now_unix_ms=sources.now_unix_ms(), stale_reason=str(exc))
+        return rendered("fleet.html", fleet_page.view(stale))
+    last.keep(page)
+    return rendered("fleet.html", fleet_page.view(page))
+
+
+async def _fleet_page(sources: Sources, window: str, cluster: str | None) -> fleet_page.Page:
+    now = sources.now_unix_ms()
+    used = window_of(now, window, None, None)
+    data, _ = await api.fleet_of(sources, used, LIVE_KEPT_S)
+    names = [e["name"] for e in data["clusters"]]
+    if cluster is not None and cluster not in names:
+        raise Problem(404, f"cluster {cluster!r} had no slot in service in this window")
+    maps = {
+        name: await _or(_map(sources, name, used.end), [])
+        for name in ([cluster] if cluster is not None else names[:MAPS_MAX])
+    }
+    sparks, spark_span = await _or(_sparks(sources, used, cluster), ({}, ""))
+    gaps = await _or(
+        sources.answers.get(
+            ("gap_count", used.start, used.end),
+            lambda: records.gap_count(sources.collector, used),
+            LIVE_KEPT_S,
+        ),
+        None,
+    )
+    rosters = await _or(
+        sources.answers.get(
+            ("rosters", used.end),
+            lambda: records.newest_rosters(sources.collector, used),
+            LIVE_KEPT_S,
+        ),
+        [],
+    )
+    return fleet_page.Page(
+        fleet=data,
+        maps=maps,
+        sparks=sparks,
+        spark_span=spark_span,
+        gaps=gaps,
+        rosters=rosters,
+        now_unix_ms=now,
+        window=window,
+        cluster=cluster,
+        deployment=sources.deployment,
+    )
+
+
+async def _or(answer: Awaitable[T], otherwise: T) -> T:
+    """Return an answer that the page can do without, or what stands in for it."""
+    try:
+        return await answer
+    except FlopwatchError:
+        return otherwise
+
+
+async def _map(sources: Sources, cluster: str, end: int) -> list[dict[str, Any]]:
+    return await sources.answers.get(
+        ("map", cluster, end),
+        lambda: nodes.cluster_map(sources.collector, cluster, end, sources.now_unix_ms()),
+        LIVE_KEPT_S,
+    )
+
+
+async def _sparks(
+    sources: Sources, used: Window, cluster: str | None
+) -> tuple[Mapping[str, list[float | None]], str]:
+    """Return the sparklines over seven days, or since the first account where that is younger."""
+
+    def compute() -> tuple[Mapping[str, list[float | None]], str]:
+        first = series.first_minute(sources.collector)
+        if first is None:
+            return {}, ""
+        start = max(first, used.end - SPARK_SPAN_MS)
+        steps = series.steps_of(Window(start=start, end=max(used.end, start + 60_000)), None)
+        sums = series.sums_by_step(sources.collector, steps, cluster is not None)
+        points = sums.get(cluster) if cluster is not None else None
+        points = points or sums.get("real") or sums.get("simulated") or {}
+        lines = {m: series.values_of(points, steps, m) for m in SPARK_METRICS}
+        return lines, wording.length((used.end - start) / 1000)
+
+    return await sources.answers.get(("sparks", cluster), compute, SPARK_KEPT_S)
+
+
+@router.get("/nodes/{node:path}")
+async def node(
+    request: Request, node: str, cluster: str | None = None, window: str = DEFAULT_WINDOW
+) -> Response:
+    """A node and its cards."""
+    sources = api.sources_of(request)
+    try:
+        used = window_of(sources.now_unix_ms(), window, None, None)
+        found = await api.node_of(sources, node, cluster, used, LIVE_KEPT_S)
+    except Problem as problem:
+        return _refused(problem)
+    except FlopwatchError as exc:
+        return _refused(Problem(503, str(exc)))
+    head = fleet_page.subject_view(found)
+    return rendered("node.html", {"node": found, **head})
+
+
+@router.get("/outages/{rule}/{cluster:path}/{episode}")
+async def outage(request: Request, rule: str, cluster: str, episode: str) -> Response:
+    """One outage on one small page: readable at 3 am on a phone, without JavaScript."""
+    sources = api.sources_of(request)
+    now = sources.now_unix_ms()
+    wanted = f"{rule}/{cluster}/{episode}"
+
+    def found() -> dict[str, Any] | None:
+        store = sources.control.store()
+        listed = [
+            *outages.outages(store, now, None),
+            *outages.outages(store, now, "resolved"),
+        ]
+        return next((o for o in listed if o["id"] == wanted), None)
+
+    try:
+        shown = await asyncio.to_thread(found)
+    except FlopwatchError as exc:
+        return _refused(Problem(503, str(exc)))
+    if shown is None:
+        return _refused(Problem(404, f"no outage {wanted!r} is open or ended in the last 7 days"))
+    return rendered("outage.html", fleet_page.outage_view(shown, now))
+
+
+@router.get("/api/docs")
+async def docs(request: Request) -> Response:
+    """The OpenAPI document as a page: what can be asked, and with which parameters."""
+    return rendered("docs.html", {"openapi": request.app.openapi()})
+
+
+def _refused(problem: Problem) -> Response:
+    response = rendered("problem.html", {"problem": problem}, problem.status)
+    if problem.status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response

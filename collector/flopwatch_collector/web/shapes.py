@@ -1,0 +1,229 @@
+"""The shapes of answers, for the OpenAPI document. Null means: not known.
+
+Answers are written as they are computed and never pass through these models; a test holds both together.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Shape(BaseModel):
+    """Fields may be added; what stands here stays."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Cards(Shape):
+    """Card-seconds divided by the window's seconds."""
+
+    in_service: float
+    allocated: float
+    active: float
+    unseen: float
+    excused: float
+
+
+class Value(Shape):
+    """A ratio, 0..1."""
+
+    value: float | None
+
+
+class Bounds(Value):
+    """A ratio with its bounds and the share of card-time behind it that was measured."""
+
+    lo: float | None
+    hi: float | None
+    coverage: float | None
+
+
+class MethodShare(Shape):
+    """Share of allocated card-time measured by a method."""
+
+    method: str
+    share: float
+
+
+class DtypeShare(Shape):
+    """Share of allocated card-time by the dtype whose peak is the denominator."""
+
+    dtype: str
+    share: float
+
+
+class Hfu(Bounds):
+    """What the tensor pipes did, of capacity; never model FLOPs."""
+
+    basis: str
+    methods: list[MethodShare]
+
+
+class MfuBounds(Value):
+    """Model FLOPs of capacity: exact only where everything is declared."""
+
+    lo: float | None
+    hi: float | None
+    declared_share: float | None
+
+
+class Mfu(MfuBounds):
+    """MFU of the datasheet's dense peak."""
+
+    basis: str
+    dtypes: list[DtypeShare]
+
+
+class Step(Shape):
+    """One step of the waterfall; a step nobody can know is null throughout."""
+
+    step: str
+    owner: Literal["hardware", "facility", "scheduling", "workload", "output"]
+    card_seconds: float | None
+    share: float | None
+    flops: float | None
+    kwh: float | None
+    usd: float | None
+
+
+class Outage(Shape):
+    """An outage: value and threshold are ratios, lost_points are points of 100."""
+
+    rule: str
+    state: Literal["pending", "firing", "standing", "clearing", "resolved"]
+    since: str
+    value: float | None
+    threshold: float | None
+    lost_points: dict[str, float]
+    acked_by: str | None
+
+
+class Subject(Shape):
+    """The figures of a cluster, a node or the fleet."""
+
+    status: Literal["final", "provisional", "stale"]
+    as_of: str | None
+    cards: Cards
+    allocation: Bounds
+    active_allocation: Value
+    availability: Value
+    schedulable_allocation: Value
+    hfu: Hfu
+    mfu: Mfu
+    hfu_achievable: Value
+    mfu_achievable: MfuBounds
+    yield_: Value = Field(alias="yield")
+    waterfall: list[Step]
+
+
+class Cluster(Subject):
+    """A cluster and its open outages. device_kind cpu: hosts without an accelerator."""
+
+    name: str
+    simulated: bool
+    device_kind: Literal["gpu", "cpu"]
+    outages: list[Outage]
+
+
+class FleetSum(Subject):
+    """The sum over clusters that are not simulated, or over all when only simulated ones exist."""
+
+    outages: list[Outage]
+
+
+class WindowUsed(Shape):
+    """The half-open window that was used."""
+
+    start: str
+    end: str
+    window_s: float
+
+
+class Fleet(WindowUsed):
+    """Every cluster, and their sum."""
+
+    simulated: bool
+    clusters: list[Cluster]
+    fleet: FleetSum
+
+
+class ClusterAnswer(WindowUsed, Cluster):
+    """One cluster over a window."""
+
+
+class Card(Shape):
+    """A card: its state now, and its newest row; ``row.absent`` says why a quantity is null."""
+
+    slot: str
+    bucket: str | None
+    job: str | None
+    row: dict[str, Any] | None
+
+
+class NodeAnswer(WindowUsed, Subject):
+    """One node over a window, with its cards."""
+
+    name: str
+    cluster: str
+    simulated: bool
+    device_kind: Literal["gpu", "cpu"]
+    cards_list: list[Card]
+
+
+class NodeOnMap(Shape):
+    """A node in the last interval: its worst card's bucket, cards by bucket, HFU of those with counters."""
+
+    node: str
+    worst: str
+    cards: dict[str, int]
+    hfu: float | None
+    reports: bool
+
+
+class NodesAnswer(Shape):
+    """The nodes of a cluster."""
+
+    cluster: str
+    end: str
+    nodes: list[NodeOnMap]
+
+
+class OutagesAnswer(Shape):
+    """Outages, those that need somebody first."""
+
+    outages: list[Outage]
+
+
+class RecordsAnswer(Shape):
+    """A list of records under the name of their kind."""
+
+
+class NamedValues(Shape):
+    """One line of a plot: a value per time, null where nothing is known."""
+
+    name: str
+    values: list[float | None]
+
+
+class SeriesAnswer(Shape):
+    """A figure over time."""
+
+    metric: str
+    by: str
+    start: str
+    end: str
+    step_s: float
+    times: list[str]
+    series: list[NamedValues]
+
+
+class ProblemDocument(Shape):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
