@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import select
+import selectors
 import subprocess
 import sys
 import threading
@@ -160,7 +160,9 @@ def running(directory: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
 def said(process: subprocess.Popen[bytes]) -> str:
     """Return the URL of the first line."""
     assert process.stdout is not None
-    select.select([process.stdout], [], [], 60)
+    with selectors.DefaultSelector() as ready:  # select() knows no descriptor above 1,023
+        ready.register(process.stdout, selectors.EVENT_READ)
+        ready.select(60)
     url: str = json.loads(process.stdout.readline())["http"]
     return url
 
