@@ -195,6 +195,9 @@ async def _records(
 ) -> Response:
     used, _ = asked(request, *window, default=DAY)
     sources = sources_of(request)
+    if window[2] is None:
+        # Lists are of what happened, not sums over whole minutes: the newest entries belong to them.
+        used = Window(start=used.start, end=max(used.end, sources.now_unix_ms()))
     listed = await sources.answers.get(
         (kind, cluster, used.start, used.end),
         lambda: getattr(records, kind)(sources.collector, used, cluster),
