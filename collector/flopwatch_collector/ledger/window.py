@@ -90,7 +90,26 @@ def _plan(reader: Reader, cluster: str, window: Window) -> _Plan:
         )
     ]
     in_hours = {m for hour in hours for m in range(hour, hour + HOUR_MS, MINUTE_MS)}
-    return _Plan(minutes=sorted(clean - in_hours), hours=sorted(hours), raw=_rest(window, clean))
+    return _Plan(
+        minutes=sorted(clean - in_hours),
+        hours=sorted(hours),
+        raw=_rest(_in_service(reader, cluster, window), clean),
+    )
+
+
+def _in_service(reader: Reader, cluster: str, window: Window) -> Window:
+    """Return the part of a window in which the cluster can have had a slot in service."""
+    table = reader.query(
+        "SELECT count() AS n, min(from_unix_ms) AS first, "
+        "max(if(to_unix_ms = 0, {end:Int64}, to_unix_ms)) AS last "
+        "FROM slot FINAL WHERE cluster = {cluster:String}",
+        {"cluster": cluster, "end": window.end},
+    )
+    record = table.to_pylist()[0]
+    if not record["n"]:
+        return Window(start=window.start, end=window.start)
+    start = max(window.start, record["first"])
+    return Window(start=start, end=max(start, min(window.end, record["last"])))
 
 
 def _rest(window: Window, clean: set[int]) -> list[Window]:
