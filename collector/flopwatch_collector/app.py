@@ -32,6 +32,7 @@ from flopwatch_collector.ledger.rollup import MINUTE_MS, SETTLE_MS, Rollup
 from flopwatch_collector.listen import IngestServer
 from flopwatch_collector.live import Live
 from flopwatch_collector.paging.outbox import Sender
+from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.paging.webhook import Webhook, secret_of
 from flopwatch_collector.rules.registry import RULES, settings_of
 from flopwatch_collector.telemetry.arrival import declared
@@ -173,8 +174,13 @@ class Collector:
             *("--data", str(self.config.directory)),
             *("--http", http),
             *("--control", self.config.control_dsn),
-            *("--deployment", self.config.paging.deployment),
+            *("--deployment", self._deployment()),
         ]
+
+    def _deployment(self) -> str:
+        """Return the name pages carry; the one nobody chose says nothing."""
+        name = self.config.paging.deployment
+        return "" if name == PagingConfig().deployment else name
 
     def _web_said(self, line: str) -> None:
         self.health.http_url = msgspec.json.decode(line)["http"]

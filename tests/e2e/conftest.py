@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.stage import Stage, staged
 from fakenvml import Script, build, device
 from processes import FLOPWATCH, Collector, agent, collector, environment, running
 
@@ -113,3 +114,9 @@ def in_vain(nobody: str, small: Path) -> Iterator[subprocess.Popen[str]]:
     ) as simulate:
         yield simulate
         simulate.kill()
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory: pytest.TempPathFactory, fake_driver: Path) -> Iterator[Stage]:
+    with staged(tmp_path_factory.mktemp("stage"), fake_driver) as playing:
+        yield playing

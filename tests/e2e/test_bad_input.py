@@ -14,7 +14,8 @@ from processes import Collector, agent, awaited, collector, done, environment, r
 
 ANY = "127.0.0.1:0"
 
-pytestmark = pytest.mark.usefixtures("in_vain")  # which takes a minute to end
+pytestmark = pytest.mark.usefixtures("in_vain", "stage", "driven")
+"""They take their time and are asked for later."""
 
 
 def complaint(*arguments: str, **env: str) -> str:
@@ -129,7 +130,7 @@ def test_an_agent_without_its_collector_keeps_everything_until_it_comes(tmp_path
                 return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
             waiting = awaited(
-                lambda: found if (found := metrics())["flopwatch_spool_batches"] > 5 else None,
+                lambda: found if (found := metrics())["flopwatch_spool_batches"] > 3 else None,
                 "batches in the spool",
             )
             assert waiting["flopwatch_stream_connected"] == 0

@@ -23,8 +23,6 @@ STEP_FLOPS: Final = (
     2 * BATCH * WIDE * WIDE * 2  # first layer: forward and its weights' gradient; inputs need none
     + 2 * BATCH * WIDE * OUT * 3  # second layer: forward and both gradients
 )
-pytestmark = pytest.mark.usefixtures("driven")  # which is asked for later, and needs half a minute
-
 READ_S: Final = 2.5
 """How exactly a job's beginning and end are seen: one datagram and one reading a second."""
 
