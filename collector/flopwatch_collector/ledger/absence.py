@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 
 from flopwatch_collector.ledger.draft import ROSTER, Draft, groups_without_rows, rowless
-from flopwatch_collector.ledger.evidence import Heard, Ints, Rosters, Rows, Seats
-from flopwatch_collector.ledger.pieces import Parts, Pieces, explode
+from flopwatch_collector.ledger.evidence import Heard, Ints, Rosters, Rows, Seats, Window
+from flopwatch_collector.ledger.pieces import Parts, Pieces, explode, row_parts
 from flopwatch_proto.rows import Bucket
 
 MISSING_AFTER_MS: Final = 15 * 60_000
@@ -40,6 +40,13 @@ def uncovered(parts: Parts, pieces: Pieces, seats: Seats) -> Rest:
     left = (end - start) - np.rint(taken[place]).astype(np.int64)
     kept = left > 0
     return Rest(seat[kept], piece[kept], start[kept], end[kept], left[kept])
+
+
+def has_silence(window: Window, seats: Seats, rows: Rows, rosters: Rosters) -> bool:
+    """Return whether there is time in the window of which neither a row nor a roster speaks."""
+    pieces = Pieces.of(window, rosters)
+    rest = uncovered(row_parts(rows, pieces, seats), pieces, seats)
+    return len(_spoken(rest, pieces, rosters, seats)[0]) < len(rest.seat)
 
 
 def by_roster(rest: Rest, pieces: Pieces, rosters: Rosters, seats: Seats) -> Draft:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from flopwatch_collector.ledger.absence import MISSING_AFTER_MS
+from flopwatch_collector.ledger.absence import MISSING_AFTER_MS, has_silence
 from flopwatch_collector.ledger.account import account
 from flopwatch_collector.ledger.draft import Lines
 from flopwatch_collector.ledger.evidence import (
@@ -29,7 +29,6 @@ from flopwatch_collector.ledger.evidence import (
     seats_of,
 )
 from flopwatch_collector.telemetry import Reader
-from flopwatch_proto.rows import Bucket
 
 ROW_MS_MAX: Final = 60_000
 """No row is longer: rows are cut at multiples of the interval, which is at most a minute."""
@@ -85,10 +84,7 @@ def gather(reader: Reader, cluster: str, window: Window, node: str | None = None
     rows = rows_of(_rows(reader, parameters, window, where), seats)
     rosters = rosters_of(_rosters(reader, parameters, window, node), seats)
     heard = heard_in_rosters(rosters, seats, window)
-    quiet = account(
-        window, now_unix_ms=window.end, seats=seats, rows=rows, rosters=rosters, heard=heard
-    )
-    if np.isin(quiet.bucket, (Bucket.UNSEEN, Bucket.MISSING)).any():
+    if has_silence(window, seats, rows, rosters):
         # Only silence needs the words around the window; most windows have none.
         heard = _widest(heard, _heard_in_rows(reader, parameters, window, where, seats))
     return Evidence(seats=seats, rows=rows, rosters=rosters, heard=heard)

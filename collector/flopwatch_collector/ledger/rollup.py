@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 
 from flopwatch_collector.ledger.absence import MISSING_AFTER_MS
 from flopwatch_collector.ledger.draft import Lines
@@ -29,6 +30,7 @@ HOUR_MS: Final = 3_600_000
 SETTLE_MS: Final = 15_000
 """How long after its end a minute waits for rows on their way before it is first written."""
 CHUNK_MINUTES: Final = 10
+Columns = dict[str, pa.Array]
 _REVISIT_MS: Final = MISSING_AFTER_MS + MINUTE_MS
 
 
@@ -41,6 +43,7 @@ class Rollup:
     _stale_hours: set[tuple[str, int]] = field(default_factory=set)
     _loaded: bool = False
     _cut: set[tuple[str, int]] = field(default_factory=set)
+    _known: dict[str, tuple[tuple[int, int], Seats]] = field(default_factory=dict)
     _seats: dict[str, dict[tuple[str, str, int], int]] = field(default_factory=dict)
     _generation: int = 0
 
@@ -100,7 +103,7 @@ class Rollup:
     def _due(self, cluster: str, dirty: set[int], now_unix_ms: int) -> set[int]:
         settled = now_unix_ms - SETTLE_MS
         oldest = now_unix_ms - RAW_KEPT_DAYS * DAY_MS
-        seats = seats_in_service(self.store, cluster)
+        seats = self._seats_of(cluster)
         if not len(seats.key):
             return set()
         self._follow_seats(cluster, seats, settled)
@@ -119,6 +122,17 @@ class Rollup:
         cut = {m for c, m in self._cut if c == cluster}
         due = unwritten | revisit | dirty | cut
         return {m for m in due if first <= m and m + MINUTE_MS <= settled}
+
+    def _seats_of(self, cluster: str) -> Seats:
+        """Return the cluster's seats, made anew only when a declaration came."""
+        newest = self.store.query(
+            "SELECT count() AS n, max(stored_unix_ms) AS t FROM slot WHERE cluster = {cluster:String}",
+            {"cluster": cluster},
+        ).to_pylist()[0]
+        stamp = (newest["n"], newest["t"])
+        if cluster not in self._known or self._known[cluster][0] != stamp:
+            self._known[cluster] = (stamp, seats_in_service(self.store, cluster))
+        return self._known[cluster][1]
 
     def _follow_seats(self, cluster: str, seats: Seats, settled_unix_ms: int) -> None:
         """Make minutes due again in which slots turn out to have been in service, or not to have been."""
@@ -211,17 +225,17 @@ class Rollup:
             f"GROUP BY {', '.join(keys)}",
             {"cluster": cluster, "low": hour, "high": hour + HOUR_MS},
         )
-        columns = {n: table[n].to_pylist() for n in table.column_names}
+        columns = {n: table[n].combine_chunks() for n in table.column_names}
         self._append(hours, cluster, [(hour, columns)], now_unix_ms)
 
     def _append(
-        self, table: str, cluster: str, made: list[tuple[int, dict[str, Any]]], now_unix_ms: int
+        self, table: str, cluster: str, made: list[tuple[int, Columns]], now_unix_ms: int
     ) -> None:
-        joined: dict[str, list[Any]] = {"start_unix_ms": []}
-        for start, columns in made:
-            joined["start_unix_ms"] += [start] * len(columns["bucket"])
-            for name, values in columns.items():
-                joined.setdefault(name, []).extend(values)
+        counts = [len(columns["bucket"]) for _, columns in made]
+        joined: dict[str, Any] = {
+            name: pa.concat_arrays([columns[name] for _, columns in made]) for name in made[0][1]
+        }
+        joined["start_unix_ms"] = np.repeat([start for start, _ in made], counts).tolist()
         self.store.append_lines(
             table,
             joined,
@@ -232,19 +246,23 @@ class Rollup:
         )
 
 
-def _columns(lines: Lines, with_slots: bool, simulated: bool) -> dict[str, Any]:
-    columns: dict[str, Any] = {}
+def _columns(lines: Lines, with_slots: bool, simulated: bool) -> Columns:
+    columns: Columns = {}
     if with_slots:
-        columns["node"] = [lines.names[k][0] for k in lines.key]
-        columns["slot"] = [lines.names[k][1] for k in lines.key]
-    columns["bucket"] = lines.bucket.tolist()
-    columns["rogue"] = lines.rogue.tolist()
+        for i, name in enumerate(("node", "slot")):
+            columns[name] = pa.array([n[i] for n in lines.names], pa.string()).take(
+                pa.array(lines.key)
+            )
+    columns["bucket"] = pa.array(lines.bucket)
+    columns["rogue"] = pa.array(lines.rogue)
     for i, name in enumerate(LINE_TEXTS):
-        columns[name] = [lines.groups[g][i] for g in lines.group]
-    columns["simulated"] = [simulated] * len(lines.key)
-    columns |= {n: v.tolist() for n, v in lines.ints.items()}
+        columns[name] = pa.array([g[i] for g in lines.groups], pa.string()).take(
+            pa.array(lines.group)
+        )
+    columns["simulated"] = pa.array(np.full(len(lines.key), simulated))
+    columns |= {n: pa.array(v) for n, v in lines.ints.items()}
     for name, values in (*lines.sums.items(), *lines.maxima.items()):
-        columns[name] = [None if np.isnan(v) else float(v) for v in values]
+        columns[name] = pa.array(values, mask=np.isnan(values))
     return columns
 
 

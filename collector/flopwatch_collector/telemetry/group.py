@@ -25,7 +25,7 @@ from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 log = structlog.get_logger()
 
-COMMIT_SECONDS_MAX: Final = 0.5
+COMMIT_SECONDS_MAX: Final = 0.75
 COMMIT_ROWS_MAX: Final = 50_000
 UNACKED_BYTES_MAX: Final = 256 * 1024**2
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0)

@@ -269,7 +269,10 @@ def arrow_block(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
         elif len(values) != count:
             raise PermanentError(f"column {name} has {len(values)} entries for {count} rows")
         try:
-            array = pa.array(values, ARROW_TYPES[kind])
+            if isinstance(values, pa.Array):
+                array = values.cast(ARROW_TYPES[kind])
+            else:
+                array = pa.array(values, ARROW_TYPES[kind])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError) as exc:
             raise PermanentError(f"column {name} of {table.name}: {exc}") from exc
         if array.null_count == count:
