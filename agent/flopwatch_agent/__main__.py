@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import difflib
-import logging
 import os
 import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
-import structlog
-
 from flopwatch_agent.app import run_agent
 from flopwatch_agent.config import load_config
+from flopwatch_proto import logs
 from flopwatch_proto.errors import UsageError
 
 _FLAGS: Final = {
@@ -48,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", type=Path, help="instead of the default file")
     for flag, (_, metavar, text) in _FLAGS.items():
         parser.add_argument(flag, metavar=metavar, help=text)
-    _configure_log()
+    logs.configure()
     try:
         given = vars(parser.parse_args(argv))
         flags = {flag: (dotted, given[flag[2:]]) for flag, (dotted, _, _) in _FLAGS.items()}
@@ -60,22 +58,6 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"flopwatch agent: {exc}\n")
         return 2
     return 0
-
-
-def _configure_log() -> None:
-    """Events as key=value lines on stderr, where journald takes them."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.LogfmtRenderer(
-                key_order=["timestamp", "level", "event"], bool_as_flag=False
-            ),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

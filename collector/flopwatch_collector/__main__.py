@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import structlog
-
 from flopwatch_collector import config as configuration
 from flopwatch_collector.app import serve
+from flopwatch_proto import logs
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the collector. Return the exit code: 0 stopped cleanly, 1 failed, 2 wrong configuration."""
     flags = _parser().parse_args(argv)
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure()
     try:
         config = configuration.load(
             flags.config,

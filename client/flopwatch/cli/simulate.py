@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
-import structlog
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +19,7 @@ from flopwatch.cli.options import ApiUrl
 from flopwatch.simulate import scenario as scenarios
 from flopwatch.simulate.scenario import Scenario
 from flopwatch_agent.clock import SystemClock, wall_unix_ms
+from flopwatch_proto import logs
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
 ANSWER_SECONDS_MAX: Final = 300.0
@@ -45,10 +44,7 @@ def simulate(
         raise UsageError(f"--collector: {collector!r} is no HOST:PORT")
     played = scenarios.load(scenario)
     # A thousand streams that connect are no news; what goes wrong is, and stdout is for answers.
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure(logging.WARNING)
     if not backfill:
         asyncio.run(_live(collector, played))
         return 0

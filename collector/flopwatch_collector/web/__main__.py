@@ -12,29 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from flopwatch_collector.telemetry.remote import RemoteStore
 from flopwatch_collector.web.answers import Answers
 from flopwatch_collector.web.app import create_app
 from flopwatch_collector.web.serving import listening, serve, url_of
 from flopwatch_collector.web.sources import Control, Sources
+from flopwatch_proto import logs
 from flopwatch_proto.errors import UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the dashboard. Return the exit code: 0 ended, 2 wrong flag or busy port."""
     flags = _parser().parse_args(argv)
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=("timestamp", "level", "event")),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    logs.configure()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
     try:
         listener = listening(flags.http)
