@@ -210,7 +210,7 @@ def _inventory(config: CollectorConfig) -> tuple[inventory.Slot, ...]:
 
 def _declare(store: TelemetryStore, slots: tuple[inventory.Slot, ...], now_unix_ms: int) -> None:
     """Store the inventory of record as declarations."""
-    for cluster, declarations in inventory.declarations(slots).items():
+    for cluster, declarations in inventory.declarations(slots, now_unix_ms).items():
         store.append("slot", declared(cluster, declarations, now_unix_ms))
 
 

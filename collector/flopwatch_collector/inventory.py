@@ -8,7 +8,7 @@ A TOML file, one table per group of slots that share a state::
     slots = "0-7"                          # or a list: PCI addresses, declared names
     sku = "NVIDIA H100 80GB HBM3"
     state = "in_service"                   # expected, onboarding, in_service (default), retired
-    from = 2026-11-01T00:00:00Z            # default: always
+    from = 2026-11-01T00:00:00Z            # default: when a collector first reads it
     to = 2027-11-01T00:00:00Z              # default: until further notice
 
 A slot may stand in several tables for times that do not overlap. Without a file a slot is in service from
@@ -42,7 +42,12 @@ SPAN: Final = re.compile(r"(\d+)(?:-(\d+))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A slot in one state. Attributes: from_unix_ms: 0: always; to_unix_ms: None: until further notice."""
+    """A slot in one state.
+
+    Attributes:
+        from_unix_ms: 0: when a collector first reads it.
+        to_unix_ms: None: until further notice.
+    """
 
     cluster: str
     node: str
@@ -50,7 +55,7 @@ class Slot:
     sku: str = ""
     serial: str = ""
     device_kind: str = "gpu"
-    dtype: str = ""
+    dtype: str = "bf16"
     state: SlotState = SlotState.IN_SERVICE
     from_unix_ms: int = 0
     to_unix_ms: int | None = None
@@ -105,11 +110,13 @@ def parse(text: str, *, name: str = "inventory") -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-def declarations(slots: Iterable[Slot]) -> dict[str, list[pb.SlotDeclaration]]:
-    """Declarations by cluster."""
+def declarations(slots: Iterable[Slot], read_unix_ms: int) -> dict[str, list[pb.SlotDeclaration]]:
+    """Declarations by cluster. What has no beginning begins when it is read: the file invents no past."""
     by_cluster: dict[str, list[pb.SlotDeclaration]] = {}
     for slot in slots:
-        by_cluster.setdefault(slot.cluster, []).append(slot.declaration())
+        declaration = slot.declaration()
+        declaration.from_unix_ms = declaration.from_unix_ms or read_unix_ms
+        by_cluster.setdefault(slot.cluster, []).append(declaration)
     return by_cluster
 
 
@@ -126,8 +133,8 @@ def _slots_of(table: Mapping[str, Any], where: str) -> list[Slot]:
         raise UsageError(f"{where}: to must come after from")
     cluster = _text(table, "cluster", where)
     texts = {
-        key: _text(table, key, where, default="gpu" if key == "device_kind" else "")
-        for key in ("sku", "serial", "device_kind", "dtype")
+        key: _text(table, key, where, default=default)
+        for key, default in (("sku", ""), ("serial", ""), ("device_kind", "gpu"), ("dtype", "bf16"))
     }
     names = _names(table, "nodes", where)
     places = _names(table, "slots", where)

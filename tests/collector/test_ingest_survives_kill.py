@@ -61,9 +61,14 @@ def batch(seq: int) -> pb.AgentFrame:
 
 
 async def send_until_killed(port: int, acked_seq: int, process: Any, kill_after: float) -> int:
-    """Send from behind the last acknowledgement on, kill after a while, return what is acked by then."""
+    """Send from behind the last acknowledgement on; kill a while after the first one that comes.
+
+    Return what is acknowledged by then.
+    """
+    acknowledged = asyncio.Event()
 
     async def kill() -> None:
+        await acknowledged.wait()
         await asyncio.sleep(kill_after)
         process.kill()
 
@@ -82,6 +87,7 @@ async def send_until_killed(port: int, acked_seq: int, process: Any, kill_after:
                 frame = await call.read()
                 if frame.HasField("ack"):
                     acked_seq = max(acked_seq, frame.ack.through_seq)
+                    acknowledged.set()
         await killing
     return acked_seq
 
@@ -97,7 +103,7 @@ async def test_five_kills_lose_no_acknowledged_row_and_double_none(tmp_path: Pat
         assert process.stdout is not None
         port = int(await process.stdout.readline())
         before = acked_seq
-        acked_seq = await send_until_killed(port, acked_seq, process, chance.uniform(0.8, 2.0))
+        acked_seq = await send_until_killed(port, acked_seq, process, chance.uniform(0.0, 1.5))
         await process.wait()
         assert acked_seq > before
     store = TelemetryStore.open(dsn)

@@ -72,11 +72,18 @@ def test_a_slot_may_change_its_state_over_time() -> None:
 
 
 def test_declarations_are_those_of_agents_by_cluster() -> None:
-    by_cluster = inventory.declarations(inventory.parse(ATLAS))
+    by_cluster = inventory.declarations(inventory.parse(ATLAS), 5)
     assert list(by_cluster) == ["atlas"]
     first = by_cluster["atlas"][0]
     assert first.state == pb.SLOT_STATE_IN_SERVICE
     assert (first.node, first.to_unix_ms, first.device_kind) == ("atlas-0008", 0, "gpu")
+
+
+def test_a_slot_without_a_beginning_begins_when_it_is_read() -> None:
+    text = '[[slot]]\ncluster = "c"\nnodes = "n"\nslots = "s"'
+    (declared,) = inventory.declarations(inventory.parse(text), 77)["c"]
+    assert declared.from_unix_ms == 77
+    assert declared.dtype == "bf16"
 
 
 @pytest.mark.parametrize(
