@@ -17,6 +17,8 @@ from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_proto.errors import UsageError
 from flopwatch_proto.v1 import telemetry_pb2_grpc
 
+LEAVE_SECONDS: Final = 5.0
+"""How long agents that were sent away have to close their streams before these are cut."""
 SERVICE: Final = "flopwatch.v1.Ingest"
 
 SERVER_OPTIONS: Final = (
@@ -97,7 +99,7 @@ class IngestServer:
         """Drain: agents are sent away, what came is stored and acknowledged, then the port closes."""
         await self._health.enter_graceful_shutdown()
         await self._ingest.drain(seconds_max)
-        await self._server.stop(1.0)
+        await self._server.stop(LEAVE_SECONDS)
 
     def _serve(self, serves: bool) -> None:
         status = health_pb2.HealthCheckResponse

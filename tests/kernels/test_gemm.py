@@ -102,7 +102,7 @@ def test_a_sustained_probe_loads_the_winner_and_says_so(monkeypatch: pytest.Monk
     fake = Fake(None, 0.0)
     result, said = measure(fake, monkeypatch, sustained=True)
     assert result.sustained
-    assert result.seconds >= 0.05
+    assert result.seconds >= 0.05 * 0.99  # a sum of many short times, each rounded
     assert fake.ran[-1][0] == result.shape == FLAT
     assert "sustained" in said[-1]
 
