@@ -238,12 +238,6 @@ class Live:
         with self._lock:
             return tuple(sorted(self._clusters))
 
-    def simulated(self, cluster: str) -> bool | None:
-        """Return whether a cluster is a simulated one; None where it is not known."""
-        with self._lock:
-            known = self._clusters.get(cluster)
-            return None if known is None else known.simulated
-
     def observe(self, cluster: str, tick_unix_ms: int) -> list[Observation]:
         """Return what is known of a cluster at a tick, one observation per rule that reads.
 

@@ -10,7 +10,6 @@ import numpy as np
 from flopwatch_collector.ledger.draft import ROSTER, Lines
 from flopwatch_collector.ledger.evidence import NEVER, Bools, Window
 from flopwatch_collector.ledger.figures import figures, lost_points
-from flopwatch_collector.ledger.lines import LINE_TEXTS
 from flopwatch_collector.ledger.sheet import Sheet, sheet_of_lines
 from flopwatch_collector.ledger.waterfall import waterfall
 from flopwatch_collector.rules import Cause, Observation
@@ -20,7 +19,6 @@ from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
 CAUSES_MAX: Final = 10
 STEADY_PHASES: Final = ("", "steady", "unknown")
 UNLABELLED: Final = ""
-_TEAM = LINE_TEXTS.index("team")
 
 
 def allocation_observation(

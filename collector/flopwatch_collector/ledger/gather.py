@@ -13,7 +13,6 @@ from flopwatch_collector.ledger.account import account
 from flopwatch_collector.ledger.draft import Lines
 from flopwatch_collector.ledger.evidence import (
     FOREVER,
-    NEVER,
     ROSTER_COLUMNS,
     ROSTER_HOLDS_MS,
     ROW_COLUMNS,
@@ -176,6 +175,3 @@ def _heard_in_rows(
 
 def _widest(a: Heard, b: Heard) -> Heard:
     return Heard(before=np.maximum(a.before, b.before), after=np.minimum(a.after, b.after))
-
-
-__all__ = ["NEVER", "Evidence", "gather", "seats_in_service"]

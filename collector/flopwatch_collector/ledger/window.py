@@ -22,7 +22,6 @@ from flopwatch_collector.telemetry.dirty import dirty_minutes
 from flopwatch_collector.telemetry.schema import newest_lines
 from flopwatch_proto.rows import INTERVAL_MS
 
-HOUR: Final = HOUR_MS
 LIVE_DELAY_MS: Final = 11_000
 """The newest boundary that is answered for: rows of it have had the time to arrive."""
 
