@@ -13,7 +13,7 @@ from flopwatch_agent.clock import SystemClock
 from flopwatch_agent.health import Health
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream, StreamIdentity
-from flopwatch_collector.ingest import IngestMetrics
+from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.web.exposition import exposition
 
 HEAD: Final = """\

@@ -28,8 +28,8 @@ from typing import Final, Protocol
 
 import grpc
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.telemetry.arrival import (
     Arrival,
     Origin,
@@ -87,31 +87,6 @@ class Sink(Protocol):
         """Take a node's leave."""
 
 
-class IngestMetrics:
-    """Counters of ingest, for one registry."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, meaning: str, *labels: str) -> Counter:
-            return Counter(f"flopwatch_ingest_{name}_total", meaning, labels, registry=registry)
-
-        self.batches = counter("batches", "Batches stored.")
-        self.rows = counter("rows", "Interval rows stored, with those that were sent twice.")
-        self.rejects = counter("rejects", "Frames refused for good.", "code")
-        self.quarantined = counter("quarantined", "Batches set aside.")
-        self.gaps = counter("gaps", "Losses that agents reported.")
-        self.commit_failures = counter("commit_failures", "Group commits that had to be repeated.")
-        self.commit_seconds = Histogram(
-            "flopwatch_ingest_commit_seconds",
-            "Time of a group commit.",
-            registry=registry,
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
-        )
-        self.streams = Gauge("flopwatch_ingest_streams", "Open streams.", registry=registry)
-        self.unacked_bytes = Gauge(
-            "flopwatch_ingest_unacked_bytes", "Payload that waits for a commit.", registry=registry
-        )
-
-
 Context = grpc.aio.ServicerContext[pb.AgentFrame, pb.CollectorFrame]
 
 
@@ -120,6 +95,7 @@ class _Stream:
     """One open stream.
 
     Attributes:
+        serving: the task that reads it.
         received_seq: the last seq that came; None before the first.
         without_credit: it was told to hold its fire.
         outbox: frames to write; at most one Ack, because a newer one says all of an older one.
@@ -127,6 +103,7 @@ class _Stream:
 
     origin: Origin
     context: Context
+    serving: asyncio.Task[object]
     received_seq: int | None = None
     through_seq: int = 0
     without_credit: bool = False
@@ -176,8 +153,13 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         self._draining = False
         self._failing = False
 
-    async def drain(self, seconds_max: float) -> None:
-        """Send agents away, spread in time; store and acknowledge what came."""
+    async def drain(self, seconds_max: float, leave_seconds: float) -> None:
+        """Send agents away, spread in time; store and acknowledge what came; end every stream.
+
+        Args:
+            seconds_max: the longest wait for the store.
+            leave_seconds: how long agents have to leave by themselves.
+        """
         self._draining = True
         spread_ms = 1_000 if self._is_small() else 30_000
         for stream in self._streams:
@@ -187,6 +169,10 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         writing = {s.writing for s in self._streams if s.writing is not None}
         if writing:
             await asyncio.wait(writing, timeout=1.0)
+        if serving := {s.serving for s in self._streams}:
+            _, staying = await asyncio.wait(serving, timeout=leave_seconds)
+            for task in staying:
+                task.cancel()
 
     def _now_unix_ms(self) -> int:
         return self._now_unix_ns() // 1_000_000
@@ -205,12 +191,18 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         first = await anext(aiter(request_iterator), None)
         if first is None:
             return
-        stream = _Stream(await self._welcome(first, context), context)
+        serving = asyncio.current_task()
+        assert serving is not None
+        stream = _Stream(await self._welcome(first, context), context, serving)
         self._streams.add(stream)
         self._metrics.streams.inc()
         try:
             async for frame in request_iterator:
                 await self._take(stream, frame)
+        except asyncio.CancelledError:
+            if not self._draining:
+                raise
+            serving.uncancel()  # it was `drain` that ended us: the agent reads a plain end of stream
         finally:
             self._streams.discard(stream)
             self._metrics.streams.dec()

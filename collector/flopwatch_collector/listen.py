@@ -12,13 +12,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from flopwatch_collector.ingest import Ingest, IngestMetrics, Sink
+from flopwatch_collector.ingest import Ingest, Sink
+from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_proto.errors import UsageError
 from flopwatch_proto.v1 import telemetry_pb2_grpc
 
-LEAVE_SECONDS: Final = 5.0
-"""How long agents that were sent away have to close their streams before these are cut."""
+LEAVE_SECONDS: Final = 3.0
+"""How long agents that were sent away have to leave by themselves."""
+CLOSE_SECONDS: Final = 2.0
 SERVICE: Final = "flopwatch.v1.Ingest"
 
 SERVER_OPTIONS: Final = (
@@ -98,8 +100,8 @@ class IngestServer:
     async def stop(self, seconds_max: float = 10.0) -> None:
         """Drain: agents are sent away, what came is stored and acknowledged, then the port closes."""
         await self._health.enter_graceful_shutdown()
-        await self._ingest.drain(seconds_max)
-        await self._server.stop(LEAVE_SECONDS)
+        await self._ingest.drain(seconds_max, LEAVE_SECONDS)
+        await self._server.stop(CLOSE_SECONDS)
 
     def _serve(self, serves: bool) -> None:
         status = health_pb2.HealthCheckResponse

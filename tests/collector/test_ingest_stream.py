@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from flopwatch_collector import listen
 from flopwatch_collector.ingest import Sink
 from flopwatch_collector.listen import IngestServer
 from flopwatch_collector.telemetry.dirty import dirty_minutes
@@ -397,6 +398,24 @@ async def test_a_stop_stores_and_acknowledges_what_came_and_sends_agents_away(
         assert 0 <= drain.reconnect_after_ms < 1_000
         assert await agent.acked(1) == 1
         await stopping
+
+
+async def test_an_agent_that_stays_reads_a_plain_end_and_leaves_no_task_behind(
+    store: TelemetryStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listen, "LEAVE_SECONDS", 0.2)
+    server = IngestServer(store, Heard(), registry=CollectorRegistry())
+    async with Agent(await server.start("127.0.0.1:0")) as agent:
+        await agent.send(batch(1, [row(NOW_MS)]))
+        assert await agent.acked(1) == 1
+        stopping = asyncio.create_task(server.stop())
+        await agent.receive("drain")
+        while await agent.call.read() is not grpc.aio.EOF:  # type: ignore[attr-defined]
+            pass
+        assert await agent.call.code() is grpc.StatusCode.OK
+        await stopping
+    assert not [task for task in asyncio.all_tasks() if "_schedule_rpc_coro" in repr(task)]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 async def test_a_busy_port_is_a_usage_error_that_names_address_and_flag(
