@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import functools
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,21 +33,19 @@ from flopwatch_agent.identity import agent_version, boot_id
 from flopwatch_agent.interval import Fold
 from flopwatch_agent.jobs import Intake, JobTable, device_key
 from flopwatch_agent.labels import Environments
-from flopwatch_agent.reading import Device, Reading
+from flopwatch_agent.outgoing import Outgoing
 from flopwatch_agent.sources import Source, SourceReport
-from flopwatch_agent.sources.child import ChildLimits
-from flopwatch_agent.sources.host import HostProbe, HostReading, host_rows
-from flopwatch_agent.sources.nvml import NvmlSource
+from flopwatch_agent.sources.host import HostProbe
 from flopwatch_agent.sources.registry import SOURCES, SourceEntry, start_sources
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream, StreamIdentity
-from flopwatch_proto.codec import IntervalRow, encode_rows
+from flopwatch_agent.watchers import Watcher
 from flopwatch_proto.errors import FlopwatchError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 TICK_MS: Final = 1_000
 DRAIN_SECONDS: Final = 5.0
-EVENTS_MAX: Final = 1_000
+ALLOCATION_SECONDS: Final = 5.0
 SETTLE_SECONDS: Final = 2.0
 """After an interval's boundary, how long the readings that close its rows are awaited."""
 
@@ -59,6 +57,7 @@ class Parts:
     """What an agent is made of; tests put their own in.
 
     Attributes:
+        watchers: who looks at every reading beside the fold.
         entries: sources to try.
     """
 
@@ -70,6 +69,7 @@ class Parts:
     jobs: JobTable
     allocation: Allocation
     ceilings: Ceilings
+    watchers: tuple[Watcher, ...] = ()
     entries: tuple[SourceEntry, ...] = SOURCES
 
 
@@ -91,14 +91,6 @@ def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
     interval_ms = config.interval.milliseconds
     stream = Stream(config.collector, identity, spool, clock=clock, interval_ms=interval_ms)
     environments = Environments()
-    limits = ChildLimits(deadline_seconds=float(config.nvml.deadline))
-    nvml = functools.partial(NvmlSource, limits=limits)
-    entries = tuple(
-        SourceEntry(name=e.name, build=nvml, default=e.default, fallback=e.fallback)
-        if e.name == "nvml"
-        else e
-        for e in SOURCES
-    )
     return Parts(
         config=config,
         clock=clock,
@@ -108,7 +100,6 @@ def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
         jobs=JobTable(environments.labels),
         allocation=Processes(environments.labels),
         ceilings=Ceilings(config.data),
-        entries=entries,
     )
 
 
@@ -128,12 +119,12 @@ class Agent:
         )
         self._stopping = asyncio.Event()
         self._reason = "stop"
-        self._rows: list[IntervalRow] = []
-        self._events: list[pb.Event] = []
-        self._slots: list[pb.SlotDeclaration] = []
-        self._declared: dict[str, Device] = {}
+        self._outgoing = Outgoing(
+            node=parts.config.node,
+            dtype=parts.config.dtype,
+            interval_ms=parts.config.interval.milliseconds,
+        )
         self._failing: dict[str, str] = {}
-        self._host_readings: list[HostReading] = []
         self._driver_state = ""
         self._steps_told = 0
         self._read_unix_ms: dict[str, int] = {}
@@ -160,7 +151,7 @@ class Agent:
             self._health.watch(parts.spool, parts.stream)
             if config.metrics.listen:
                 _log.info("metrics_listening", address=self._health.serve(config.metrics.listen))
-            sources = await start_sources(config.sources, parts.entries)
+            sources = await start_sources(config, parts.entries)
             _log.info(
                 "agent_started",
                 node=config.node,
@@ -182,6 +173,7 @@ class Agent:
             delivery = group.create_task(self._parts.stream.run(), name="stream")
             loops = [group.create_task(self._read_loop(s), name=s.name) for s in sources]
             loops.append(group.create_task(self._interval_loop(), name="interval"))
+            loops.append(group.create_task(self._allocation_loop(), name="allocation"))
             loops.append(group.create_task(self._watchdog_loop(), name="watchdog"))
             if self._config.host.enabled:
                 loops.append(group.create_task(self._host_loop(), name="host"))
@@ -195,7 +187,7 @@ class Agent:
             delivery.cancel()
 
     async def _leave(self) -> None:
-        self._rows += self._fold.close(wall_unix_ms(self._clock))
+        self._outgoing.add_rows(self._fold.close(wall_unix_ms(self._clock)))
         self._hand_over()
         stream = self._parts.stream
         if stream.counters.connected:
@@ -224,19 +216,25 @@ class Agent:
                 self._taken.set()
 
     async def _read(self, source: Source) -> SourceReport | None:
-        """Return a source's report; a failure is counted, and logged when it changes."""
+        """Return a source's report, or None where it failed."""
+        with self._guarded(source.name):
+            return await source.read()
+        return None
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """Whatever one origin does, the others go on: a failure is counted, and logged when it changes."""
         try:
-            report = await source.read()
-        except Exception as exc:  # one of the two shells: whatever a source does, the others go on
-            self._health.source_failures.labels(source=source.name).inc()
+            yield
+        except Exception as exc:  # one of the two shells
+            self._health.source_failures.labels(source=name).inc()
             text = f"{type(exc).__name__}: {exc}"
-            if self._failing.get(source.name) != text:
-                self._failing[source.name] = text
-                _log.warning("source_failing", source=source.name, error=text)
-            return None
-        if self._failing.pop(source.name, None) is not None:
-            _log.info("source_recovered", source=source.name)
-        return report
+            if self._failing.get(name) != text:
+                self._failing[name] = text
+                _log.warning("source_failing", source=name, error=text)
+            return
+        if self._failing.pop(name, None) is not None:
+            _log.info("source_recovered", source=name)
 
     async def _interval_loop(self) -> None:
         interval_ms = self._config.interval.milliseconds
@@ -247,7 +245,7 @@ class Agent:
             self._parts.jobs.expire(self._monotonic_ms(), _is_running)
             self._parts.ceilings.refresh()
             stale_ms = wall_unix_ms(self._clock) - 3 * interval_ms
-            self._rows += self._fold.close(stale_ms)
+            self._outgoing.add_rows(self._fold.close(stale_ms))
             self._hand_over()
 
     async def _settle(self, boundary_unix_ms: int) -> None:
@@ -264,16 +262,16 @@ class Agent:
     async def _host_loop(self) -> None:
         probe = HostProbe()
         while True:
-            try:
-                self._host_readings.append(probe.read())
-            except Exception as exc:  # as for sources
-                self._health.source_failures.labels(source="host").inc()
-                if "host" not in self._failing:
-                    self._failing["host"] = str(exc)
-                    _log.warning("source_failing", source="host", error=str(exc))
-            del self._host_readings[:-EVENTS_MAX]
+            with self._guarded("host"):
+                self._outgoing.add_host(probe.read())
             period_ms = min(5_000, self._config.interval.milliseconds)
             await self._clock.sleep(seconds_to_next(period_ms, self._clock.wall_unix_ns()))
+
+    async def _allocation_loop(self) -> None:
+        while True:
+            with self._guarded("allocation"):
+                await self._parts.allocation.refresh()
+            await self._clock.sleep(ALLOCATION_SECONDS)
 
     async def _watchdog_loop(self) -> None:
         while True:
@@ -286,63 +284,29 @@ class Agent:
         if report.driver_state is not None:
             self._driver_state = report.driver_state
             self._health.driver_state(report.driver_state)
-        self._tell(report.events)
+        self._outgoing.tell(report.events)
+        jobs = self._parts.jobs
         for reading in report.readings:
             self._health.readings.inc()
-            self._declare(reading)
-            jobs = self._parts.jobs
+            self._outgoing.declare(reading.device, reading.taken_unix_ms)
             shares = self._parts.allocation.shares(reading, jobs)
             finals = jobs.finals(device_key(reading.device))
-            self._rows += self._fold.add(reading, shares, finals)
-
-    def _declare(self, reading: Reading) -> None:
-        """Put a slot in service from its first reading on, and say when its card is another."""
-        device = reading.device
-        before = self._declared.get(device.slot)
-        if before is not None and (before.uuid, before.sku, before.serial) == (
-            device.uuid,
-            device.sku,
-            device.serial,
-        ):
-            return
-        self._declared[device.slot] = device
-        self._slots.append(
-            pb.SlotDeclaration(
-                node=self._config.node,
-                slot=device.slot,
-                sku=device.sku or "",
-                device_uuid=device.uuid or "",
-                serial=device.serial or "",
-                device_kind=device.kind,
-                dtype=self._config.dtype,
-                state=pb.SLOT_STATE_IN_SERVICE,
-                from_unix_ms=reading.taken_unix_ms,
-            )
-        )
-
-    def _tell(self, events: Sequence[pb.Event]) -> None:
-        self._events += events
-        if len(self._events) > EVENTS_MAX:
-            del self._events[: len(self._events) - EVENTS_MAX]
+            self._outgoing.add_rows(self._fold.add(reading, shares, finals))
+            for watcher in self._parts.watchers:
+                watcher.see(reading, shares)
 
     def _hand_over(self) -> None:
         """Append what there is as one payload, and wake the stream."""
-        spool, stream = self._parts.spool, self._parts.stream
-        self._tell([*self._spool_events(), *self._step_events()])
-        payload = pb.Payload(slots=self._slots, events=self._events)
-        newest = encode_rows(self._rows) if self._rows else pb.IntervalRows()
-        if self._rows:
-            payload.intervals.CopyFrom(newest)
-        if len(self._host_readings) > 1:
-            rows = host_rows(self._host_readings, self._config.interval.milliseconds)
-            payload.hosts.CopyFrom(rows)
-            del self._host_readings[:-1]
-        if payload.ByteSize() == 0:
+        self._outgoing.tell((*self._spool_events(), *self._step_events()))
+        self._outgoing.tell(self._parts.allocation.events())
+        for watcher in self._parts.watchers:
+            self._outgoing.tell(watcher.events())
+        payload = self._outgoing.take()
+        if payload is None:
             return
-        spool.append(payload)
-        self._rows, self._events, self._slots = [], [], []
-        stream.tell(newest, self._driver_state)
-        stream.wake()
+        self._parts.spool.append(payload)
+        self._parts.stream.tell(self._outgoing.newest, self._driver_state)
+        self._parts.stream.wake()
 
     def _spool_events(self) -> list[pb.Event]:
         events = []
@@ -365,7 +329,7 @@ class Agent:
                 severity="warning",
                 text="the wall clock moved by something else than the time that passed (ms)",
             )
-            for step in list(self._fold.steps)[-new:][:EVENTS_MAX]
+            for step in list(self._fold.steps)[-new:]
             if new
         ]
 

@@ -166,6 +166,9 @@ HOST_QUANTITIES: Final = (
         nic_tx_bytes="bytes sent over the network",
         nic_rx_bytes="bytes received over the network",
         agent_cpu_ms="core-milliseconds used by the agent and its children",
+        rdma_tx_bytes="bytes sent over RDMA ports",
+        rdma_rx_bytes="bytes received over RDMA ports",
+        link_errors_count="errors of network and RDMA links: symbol errors, recoveries, link downs",
     ),
     *_maxima(
         cpu_count="logical processors",

@@ -130,7 +130,7 @@ def parts_of(tmp_path: Path, target: str, *sources: QuickSource) -> Parts:
     for source in sources:
         source.clock = clock
     parts.entries = tuple(
-        SourceEntry(name=s.name, build=lambda s=s: s)  # type: ignore[misc]
+        SourceEntry(name=s.name, build=lambda config, s=s: s)  # type: ignore[misc]
         for s in sources
     )
     return parts

@@ -23,6 +23,7 @@ from flopwatch_agent.jobs import Declared, JobTable, device_key
 from flopwatch_agent.labels import Labels
 from flopwatch_agent.reading import Reading, Share
 from flopwatch_proto.rows import Absence, Bucket
+from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 IDLE_MS_MIN: Final = 30 * 60_000
 IDLE_RATIO_MAX: Final = 5e-4
@@ -69,6 +70,13 @@ class Processes:
             return self._split(declared, bucket, device, jobs, resident=silent and bool(declared))
         bucket = Bucket.IDLE_ALLOC if _idle(reading, seen) else Bucket.ACTIVE
         return self._split(holders, bucket, device, jobs, resident=True)
+
+    async def refresh(self) -> None:
+        """Nobody has to be asked: readings carry their processes."""
+
+    def events(self) -> tuple[pb.Event, ...]:
+        """Nothing is told."""
+        return ()
 
     def _undeclared(self, pid: int) -> Declared:
         labels = self._labels_of(pid)

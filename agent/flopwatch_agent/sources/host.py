@@ -40,6 +40,8 @@ class HostReading:
         nic_tx_bytes: counter over all network interfaces but the loopback.
         agent_cpu_ms: counter of core-milliseconds of the agent and its children.
         agent_rss_bytes: resident memory of the agent and its children.
+        rdma_tx_bytes: counter over all RDMA ports.
+        link_errors_count: counter of errors of network and RDMA links.
     """
 
     taken_unix_ms: int
@@ -51,6 +53,9 @@ class HostReading:
     nic_rx_bytes: float | None = None
     agent_cpu_ms: float | None = None
     agent_rss_bytes: float | None = None
+    rdma_tx_bytes: float | None = None
+    rdma_rx_bytes: float | None = None
+    link_errors_count: float | None = None
 
 
 class HostProbe:

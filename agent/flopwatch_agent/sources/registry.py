@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.sources import NoDevice, Source
+from flopwatch_agent.sources.child import ChildLimits
 from flopwatch_agent.sources.nvml import NvmlSource
 from flopwatch_agent.sources.processor import ProcessorSource
 
@@ -20,37 +22,46 @@ class SourceEntry:
     """One known source.
 
     Attributes:
+        build: makes it, as the configuration says; nothing runs before its `start`.
         default: used unless the configuration says otherwise.
         fallback: used only where no source before it found a device.
     """
 
     name: str
-    build: Callable[[], Source]
+    build: Callable[[AgentConfig], Source]
     default: bool = True
     fallback: bool = False
 
 
+def _nvml(config: AgentConfig) -> Source:
+    return NvmlSource(limits=ChildLimits(deadline_seconds=float(config.nvml.deadline)))
+
+
+def _processor(config: AgentConfig) -> Source:
+    return ProcessorSource()
+
+
 SOURCES: Final[tuple[SourceEntry, ...]] = (
-    SourceEntry(name="nvml", build=NvmlSource),
-    SourceEntry(name="processor", build=ProcessorSource, fallback=True),
+    SourceEntry(name="nvml", build=_nvml),
+    SourceEntry(name="processor", build=_processor, fallback=True),
 )
 
 
 async def start_sources(
-    enabled: Mapping[str, bool], entries: tuple[SourceEntry, ...] = SOURCES
+    config: AgentConfig, entries: tuple[SourceEntry, ...] = SOURCES
 ) -> tuple[Source, ...]:
     """Start the sources that are switched on and find something on this host.
 
-    Args:
-        enabled: name → switched on; a name left out has its default. A fallback that is switched on here
-            starts beside the others.
+    A source that `AgentConfig.sources` leaves out has its default; a fallback that is switched on there
+    starts beside the others.
     """
+    enabled = config.sources
     started: list[Source] = []
     for entry in entries:
         wanted = enabled.get(entry.name, entry.default)
         if not wanted or (entry.fallback and started and entry.name not in enabled):
             continue
-        source = entry.build()
+        source = entry.build(config)
         try:
             await source.start()
         except NoDevice as exc:

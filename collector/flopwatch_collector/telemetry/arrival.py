@@ -311,7 +311,7 @@ def _roster_columns(roster: pb.Roster) -> Columns:
     texts = ["", *roster.strings[1:]]
     columns: Columns = {}
     try:
-        for name in ("node", "slot", "job", "team", "workload_class"):
+        for name in ("node", "slot", "job", "team", "user", "workload_class"):
             indexes = list(getattr(roster, name)) or [0] * count
             columns[name] = ["", *(texts[i] for i in indexes)]
     except IndexError:

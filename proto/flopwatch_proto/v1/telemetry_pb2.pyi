@@ -75,16 +75,18 @@ class AgentFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., gap: _Optional[_Union[Gap, _Mapping]] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
 
 class CollectorFrame(_message.Message):
-    __slots__ = ("welcome", "ack", "reject", "drain")
+    __slots__ = ("welcome", "ack", "reject", "drain", "capture")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     REJECT_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     ack: Ack
     reject: Reject
     drain: Drain
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., reject: _Optional[_Union[Reject, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ...) -> None: ...
+    capture: CaptureRequest
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., reject: _Optional[_Union[Reject, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., capture: _Optional[_Union[CaptureRequest, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_revision", "agent_version", "cluster", "node_id", "simulated", "boot_id", "spool_id", "next_seq", "wall_unix_ns", "boottime_ns")
@@ -226,21 +228,37 @@ class Drain(_message.Message):
     reconnect_after_ms: int
     def __init__(self, reconnect_after_ms: _Optional[int] = ...) -> None: ...
 
+class CaptureRequest(_message.Message):
+    __slots__ = ("id", "from_unix_ms", "to_unix_ms", "readings_per_second", "slots")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    FROM_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    TO_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    READINGS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    from_unix_ms: int
+    to_unix_ms: int
+    readings_per_second: int
+    slots: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., from_unix_ms: _Optional[int] = ..., to_unix_ms: _Optional[int] = ..., readings_per_second: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class Payload(_message.Message):
-    __slots__ = ("intervals", "hosts", "slots", "rosters", "events", "probes")
+    __slots__ = ("intervals", "hosts", "slots", "rosters", "events", "probes", "captures")
     INTERVALS_FIELD_NUMBER: _ClassVar[int]
     HOSTS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     ROSTERS_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     PROBES_FIELD_NUMBER: _ClassVar[int]
+    CAPTURES_FIELD_NUMBER: _ClassVar[int]
     intervals: IntervalRows
     hosts: HostRows
     slots: _containers.RepeatedCompositeFieldContainer[SlotDeclaration]
     rosters: _containers.RepeatedCompositeFieldContainer[Roster]
     events: _containers.RepeatedCompositeFieldContainer[Event]
     probes: _containers.RepeatedCompositeFieldContainer[Probe]
-    def __init__(self, intervals: _Optional[_Union[IntervalRows, _Mapping]] = ..., hosts: _Optional[_Union[HostRows, _Mapping]] = ..., slots: _Optional[_Iterable[_Union[SlotDeclaration, _Mapping]]] = ..., rosters: _Optional[_Iterable[_Union[Roster, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ...) -> None: ...
+    captures: _containers.RepeatedCompositeFieldContainer[Capture]
+    def __init__(self, intervals: _Optional[_Union[IntervalRows, _Mapping]] = ..., hosts: _Optional[_Union[HostRows, _Mapping]] = ..., slots: _Optional[_Iterable[_Union[SlotDeclaration, _Mapping]]] = ..., rosters: _Optional[_Iterable[_Union[Roster, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Capture, _Mapping]]] = ...) -> None: ...
 
 class AbsenceColumn(_message.Message):
     __slots__ = ("column", "absences")
@@ -389,7 +407,7 @@ class IntervalRows(_message.Message):
     def __init__(self, strings: _Optional[_Iterable[str]] = ..., absences: _Optional[_Iterable[_Union[AbsenceColumn, _Mapping]]] = ..., slot: _Optional[_Iterable[int]] = ..., start_unix_ms: _Optional[_Iterable[int]] = ..., job: _Optional[_Iterable[int]] = ..., instance: _Optional[_Iterable[int]] = ..., duration_ms: _Optional[_Iterable[int]] = ..., weight: _Optional[_Iterable[float]] = ..., bucket: _Optional[_Iterable[_Union[Bucket, str]]] = ..., rogue: _Optional[_Iterable[bool]] = ..., sku: _Optional[_Iterable[int]] = ..., device_uuid: _Optional[_Iterable[int]] = ..., serial: _Optional[_Iterable[int]] = ..., device_kind: _Optional[_Iterable[int]] = ..., team: _Optional[_Iterable[int]] = ..., user: _Optional[_Iterable[int]] = ..., workload_class: _Optional[_Iterable[int]] = ..., phase: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Iterable[int]] = ..., dtype_confidence: _Optional[_Iterable[int]] = ..., convention: _Optional[_Iterable[int]] = ..., efficiency_method: _Optional[_Iterable[int]] = ..., allocation_source: _Optional[_Iterable[int]] = ..., card_ms: _Optional[_Iterable[int]] = ..., covered_ms: _Optional[_Iterable[int]] = ..., counted_ms: _Optional[_Iterable[int]] = ..., resident_ms: _Optional[_Iterable[int]] = ..., sm_active_ms: _Optional[_Iterable[float]] = ..., tensor_active_ms: _Optional[_Iterable[float]] = ..., hmma_active_ms: _Optional[_Iterable[float]] = ..., imma_active_ms: _Optional[_Iterable[float]] = ..., dfma_active_ms: _Optional[_Iterable[float]] = ..., fp64_active_ms: _Optional[_Iterable[float]] = ..., fp32_active_ms: _Optional[_Iterable[float]] = ..., fp16_active_ms: _Optional[_Iterable[float]] = ..., dram_active_ms: _Optional[_Iterable[float]] = ..., gpu_utilization_ms: _Optional[_Iterable[float]] = ..., memory_utilization_ms: _Optional[_Iterable[float]] = ..., sm_active_clock_ms: _Optional[_Iterable[float]] = ..., tensor_active_clock_ms: _Optional[_Iterable[float]] = ..., sm_clock_mhz_seconds: _Optional[_Iterable[float]] = ..., throttled_power_ms: _Optional[_Iterable[float]] = ..., throttled_thermal_sw_ms: _Optional[_Iterable[float]] = ..., throttled_thermal_hw_ms: _Optional[_Iterable[float]] = ..., throttled_power_brake_ms: _Optional[_Iterable[float]] = ..., throttled_sync_boost_ms: _Optional[_Iterable[float]] = ..., throttled_application_clock_ms: _Optional[_Iterable[float]] = ..., capacity_flops: _Optional[_Iterable[float]] = ..., achievable_flops: _Optional[_Iterable[float]] = ..., u_flops: _Optional[_Iterable[float]] = ..., u_lo_flops: _Optional[_Iterable[float]] = ..., u_hi_flops: _Optional[_Iterable[float]] = ..., hardware_lo_flops: _Optional[_Iterable[float]] = ..., hardware_hi_flops: _Optional[_Iterable[float]] = ..., model_flops: _Optional[_Iterable[float]] = ..., energy_joules: _Optional[_Iterable[float]] = ..., pcie_tx_bytes: _Optional[_Iterable[float]] = ..., pcie_rx_bytes: _Optional[_Iterable[float]] = ..., nvlink_tx_bytes: _Optional[_Iterable[float]] = ..., nvlink_rx_bytes: _Optional[_Iterable[float]] = ..., ecc_corrected_count: _Optional[_Iterable[float]] = ..., ecc_uncorrected_count: _Optional[_Iterable[float]] = ..., power_watts_max: _Optional[_Iterable[float]] = ..., temperature_celsius_max: _Optional[_Iterable[float]] = ..., memory_temperature_celsius_max: _Optional[_Iterable[float]] = ..., memory_used_bytes_max: _Optional[_Iterable[float]] = ..., memory_total_bytes_max: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class HostRows(_message.Message):
-    __slots__ = ("absences", "start_unix_ms", "duration_ms", "cpu_busy_ms", "cpu_count", "memory_used_bytes_max", "memory_total_bytes_max", "nic_tx_bytes", "nic_rx_bytes", "agent_cpu_ms", "agent_rss_bytes_max")
+    __slots__ = ("absences", "start_unix_ms", "duration_ms", "cpu_busy_ms", "cpu_count", "memory_used_bytes_max", "memory_total_bytes_max", "nic_tx_bytes", "nic_rx_bytes", "agent_cpu_ms", "agent_rss_bytes_max", "rdma_tx_bytes", "rdma_rx_bytes", "link_errors_count")
     ABSENCES_FIELD_NUMBER: _ClassVar[int]
     START_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     DURATION_MS_FIELD_NUMBER: _ClassVar[int]
@@ -401,6 +419,9 @@ class HostRows(_message.Message):
     NIC_RX_BYTES_FIELD_NUMBER: _ClassVar[int]
     AGENT_CPU_MS_FIELD_NUMBER: _ClassVar[int]
     AGENT_RSS_BYTES_MAX_FIELD_NUMBER: _ClassVar[int]
+    RDMA_TX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RDMA_RX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LINK_ERRORS_COUNT_FIELD_NUMBER: _ClassVar[int]
     absences: _containers.RepeatedCompositeFieldContainer[AbsenceColumn]
     start_unix_ms: _containers.RepeatedScalarFieldContainer[int]
     duration_ms: _containers.RepeatedScalarFieldContainer[int]
@@ -412,7 +433,10 @@ class HostRows(_message.Message):
     nic_rx_bytes: _containers.RepeatedScalarFieldContainer[float]
     agent_cpu_ms: _containers.RepeatedScalarFieldContainer[float]
     agent_rss_bytes_max: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, absences: _Optional[_Iterable[_Union[AbsenceColumn, _Mapping]]] = ..., start_unix_ms: _Optional[_Iterable[int]] = ..., duration_ms: _Optional[_Iterable[int]] = ..., cpu_busy_ms: _Optional[_Iterable[float]] = ..., cpu_count: _Optional[_Iterable[float]] = ..., memory_used_bytes_max: _Optional[_Iterable[float]] = ..., memory_total_bytes_max: _Optional[_Iterable[float]] = ..., nic_tx_bytes: _Optional[_Iterable[float]] = ..., nic_rx_bytes: _Optional[_Iterable[float]] = ..., agent_cpu_ms: _Optional[_Iterable[float]] = ..., agent_rss_bytes_max: _Optional[_Iterable[float]] = ...) -> None: ...
+    rdma_tx_bytes: _containers.RepeatedScalarFieldContainer[float]
+    rdma_rx_bytes: _containers.RepeatedScalarFieldContainer[float]
+    link_errors_count: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, absences: _Optional[_Iterable[_Union[AbsenceColumn, _Mapping]]] = ..., start_unix_ms: _Optional[_Iterable[int]] = ..., duration_ms: _Optional[_Iterable[int]] = ..., cpu_busy_ms: _Optional[_Iterable[float]] = ..., cpu_count: _Optional[_Iterable[float]] = ..., memory_used_bytes_max: _Optional[_Iterable[float]] = ..., memory_total_bytes_max: _Optional[_Iterable[float]] = ..., nic_tx_bytes: _Optional[_Iterable[float]] = ..., nic_rx_bytes: _Optional[_Iterable[float]] = ..., agent_cpu_ms: _Optional[_Iterable[float]] = ..., agent_rss_bytes_max: _Optional[_Iterable[float]] = ..., rdma_tx_bytes: _Optional[_Iterable[float]] = ..., rdma_rx_bytes: _Optional[_Iterable[float]] = ..., link_errors_count: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class SlotDeclaration(_message.Message):
     __slots__ = ("node", "slot", "sku", "device_uuid", "serial", "device_kind", "dtype", "state", "from_unix_ms", "to_unix_ms")
@@ -439,7 +463,7 @@ class SlotDeclaration(_message.Message):
     def __init__(self, node: _Optional[str] = ..., slot: _Optional[str] = ..., sku: _Optional[str] = ..., device_uuid: _Optional[str] = ..., serial: _Optional[str] = ..., device_kind: _Optional[str] = ..., dtype: _Optional[str] = ..., state: _Optional[_Union[SlotState, str]] = ..., from_unix_ms: _Optional[int] = ..., to_unix_ms: _Optional[int] = ...) -> None: ...
 
 class Roster(_message.Message):
-    __slots__ = ("source", "taken_unix_ms", "valid_until_unix_ms", "strings", "node", "slot", "bucket", "job", "team", "workload_class", "weight", "pending_jobs", "pending_cards")
+    __slots__ = ("source", "taken_unix_ms", "valid_until_unix_ms", "strings", "node", "slot", "bucket", "job", "team", "workload_class", "weight", "pending_jobs", "pending_cards", "user")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TAKEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     VALID_UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -453,6 +477,7 @@ class Roster(_message.Message):
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     PENDING_JOBS_FIELD_NUMBER: _ClassVar[int]
     PENDING_CARDS_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     source: str
     taken_unix_ms: int
     valid_until_unix_ms: int
@@ -466,23 +491,26 @@ class Roster(_message.Message):
     weight: _containers.RepeatedScalarFieldContainer[float]
     pending_jobs: int
     pending_cards: int
-    def __init__(self, source: _Optional[str] = ..., taken_unix_ms: _Optional[int] = ..., valid_until_unix_ms: _Optional[int] = ..., strings: _Optional[_Iterable[str]] = ..., node: _Optional[_Iterable[int]] = ..., slot: _Optional[_Iterable[int]] = ..., bucket: _Optional[_Iterable[_Union[Bucket, str]]] = ..., job: _Optional[_Iterable[int]] = ..., team: _Optional[_Iterable[int]] = ..., workload_class: _Optional[_Iterable[int]] = ..., weight: _Optional[_Iterable[float]] = ..., pending_jobs: _Optional[int] = ..., pending_cards: _Optional[int] = ...) -> None: ...
+    user: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, source: _Optional[str] = ..., taken_unix_ms: _Optional[int] = ..., valid_until_unix_ms: _Optional[int] = ..., strings: _Optional[_Iterable[str]] = ..., node: _Optional[_Iterable[int]] = ..., slot: _Optional[_Iterable[int]] = ..., bucket: _Optional[_Iterable[_Union[Bucket, str]]] = ..., job: _Optional[_Iterable[int]] = ..., team: _Optional[_Iterable[int]] = ..., workload_class: _Optional[_Iterable[int]] = ..., weight: _Optional[_Iterable[float]] = ..., pending_jobs: _Optional[int] = ..., pending_cards: _Optional[int] = ..., user: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("slot", "time_unix_ms", "kind", "code", "severity", "text")
+    __slots__ = ("slot", "time_unix_ms", "kind", "code", "severity", "text", "action")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     TIME_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     CODE_FIELD_NUMBER: _ClassVar[int]
     SEVERITY_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
     slot: str
     time_unix_ms: int
     kind: str
     code: int
     severity: str
     text: str
-    def __init__(self, slot: _Optional[str] = ..., time_unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., code: _Optional[int] = ..., severity: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    action: str
+    def __init__(self, slot: _Optional[str] = ..., time_unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., code: _Optional[int] = ..., severity: _Optional[str] = ..., text: _Optional[str] = ..., action: _Optional[str] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("slot", "start_unix_ms", "kind", "dtype", "sku", "device_uuid", "seconds", "median_flops", "p10_flops", "p90_flops", "sustained", "result_json")
@@ -511,3 +539,27 @@ class Probe(_message.Message):
     sustained: bool
     result_json: str
     def __init__(self, slot: _Optional[str] = ..., start_unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., dtype: _Optional[str] = ..., sku: _Optional[str] = ..., device_uuid: _Optional[str] = ..., seconds: _Optional[float] = ..., median_flops: _Optional[float] = ..., p10_flops: _Optional[float] = ..., p90_flops: _Optional[float] = ..., sustained: _Optional[bool] = ..., result_json: _Optional[str] = ...) -> None: ...
+
+class Capture(_message.Message):
+    __slots__ = ("id", "slot", "part", "last", "taken_unix_ms", "columns")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    slot: str
+    part: int
+    last: bool
+    taken_unix_ms: _containers.RepeatedScalarFieldContainer[int]
+    columns: _containers.RepeatedCompositeFieldContainer[CaptureColumn]
+    def __init__(self, id: _Optional[str] = ..., slot: _Optional[str] = ..., part: _Optional[int] = ..., last: _Optional[bool] = ..., taken_unix_ms: _Optional[_Iterable[int]] = ..., columns: _Optional[_Iterable[_Union[CaptureColumn, _Mapping]]] = ...) -> None: ...
+
+class CaptureColumn(_message.Message):
+    __slots__ = ("name", "values")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.reading import FIELDS
 from flopwatch_agent.sources import NoDevice, Source, SourceReport
 from flopwatch_agent.sources.processor import PackageEnergy, ProcessorSource
@@ -104,11 +107,14 @@ async def test_the_processor_stands_in_where_there_is_no_accelerator(
     first: type[Source], enabled: dict[str, bool], expected: list[str]
 ) -> None:
     entries = (
-        SourceEntry(name="first", build=first),
-        SourceEntry(name="processor", build=ProcessorSource, fallback=True),
+        SourceEntry(name="first", build=lambda config: first()),
+        SourceEntry(name="processor", build=lambda config: ProcessorSource(), fallback=True),
     )
-    assert [source.name for source in await start_sources(enabled, entries)] == expected
+    config = cast("AgentConfig", SimpleNamespace(sources=enabled))
+    assert [source.name for source in await start_sources(config, entries)] == expected
 
 
 def test_the_registry_names_every_source_as_it_names_itself() -> None:
-    assert [entry.name for entry in SOURCES] == [entry.build().name for entry in SOURCES]
+    assert [entry.name for entry in SOURCES] == [
+        entry.build(AgentConfig()).name for entry in SOURCES
+    ]
