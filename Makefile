@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # What the test suite needs of the system: a compiler for the fake driver, a browser for the dashboard,
-# systemd-analyze for the units, names of PCI devices for the peak table.
-PACKAGES := chromium gcc libc6-dev pci.ids systemd
+# systemd-analyze for the units, names of PCI devices for the peak table, patchelf and rpm for packages,
+# a real Slurm for the rosters.
+PACKAGES := chromium gcc libc6-dev munge patchelf pci.ids rpm slurm-client slurmctld slurmd slurmrestd systemd
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
 
 .DEFAULT_GOAL := help
-.PHONY: help setup debian run test check stubs docs bench clean
+.PHONY: help setup debian run test check stubs docs bench soak campaign packages clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +35,13 @@ debian: ## install what the tests need of the system (as root on Debian; else on
 run: setup ## start collector, agent and, without an accelerator, a simulated cluster
 	$(BIN)/flopwatch up
 
+# Half of the suite waits for processes; the other half computes. They run beside each other.
+WAITING := tests/e2e tests/slurm
 test: setup debian ## run the test suite; a skipped test is a failed one
-	PYTHONPATH=tests $(BIN)/pytest -p no_skips
+	@export PYTHONPATH=tests; log=$$(mktemp); \
+	$(BIN)/pytest -p no_skips -p no:cacheprovider $(WAITING) >$$log 2>&1 & waiting=$$!; \
+	$(BIN)/pytest -p no_skips $(WAITING:%=--ignore=%); rest=$$?; \
+	wait $$waiting; waited=$$?; cat $$log; rm -f $$log; exit $$((rest | waited))
 
 check: setup ## format, lint, types, imports, stubs and generated documents
 	$(BIN)/ruff format --check .
@@ -54,6 +60,15 @@ docs: setup ## generate the documents that come from the code: configuration, me
 bench: setup debian ## run the benchmarks and rewrite their results under docs/measured
 	$(BIN)/python bench/agent.py
 	$(BIN)/python bench/collector.py
+
+soak: setup debian ## run the agent for two hours and write how it grew
+	$(BIN)/python bench/soak.py
+
+campaign: setup debian ## kill -9 of agent and child at random, KILLS times (200), from SEED (1): about 15 minutes
+	PYTHONPATH=tests $(BIN)/python -m campaign.kills $(or $(KILLS),200) $(or $(SEED),1)
+
+packages: setup debian ## build the packages that fleets install, .deb and .rpm, into dist
+	$(BIN)/python tools/packages.py dist
 
 clean: ## remove the virtual environment and every cache
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -29,6 +29,7 @@ class Usage:
     rss_bytes: int
     switches: int
     threads: int
+    descriptors: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ def tree(pid: int) -> dict[int, Usage]:
                 rss_bytes=memory.rss,
                 switches=_switches(process.pid),
                 threads=process.num_threads(),
+                descriptors=process.num_fds(),
             )
         except psutil.NoSuchProcess:
             continue
@@ -91,6 +93,17 @@ def costs(pid: int, seconds: float) -> dict[int, Cost]:
         for child in after
         if child in before
     }
+
+
+def total(parts: Iterable[Cost]) -> Cost:
+    """Return what several processes cost together."""
+    parts = list(parts)
+    return Cost(
+        cpu_percent=round(sum(part.cpu_percent for part in parts), 2),
+        rss_mib=round(sum(part.rss_mib for part in parts), 1),
+        wakeups_per_s=round(sum(part.wakeups_per_s for part in parts), 1),
+        threads=sum(part.threads for part in parts),
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -70,13 +70,21 @@ def row(
 
 
 def roster(
-    taken: int, entries: Sequence[Mapping[str, Any]], valid_ms: int = 5 * MINUTE
+    taken: int,
+    entries: Sequence[Mapping[str, Any]],
+    valid_ms: int = 5 * MINUTE,
+    *,
+    pending: int = 0,
+    free: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a roster's records: its header and one per entry (node, slot, bucket, job, team, weight)."""
+    """Return a roster's records: its header and one per entry (node, slot, bucket, job, team, weight).
+
+    free: free cards by its own count; None: it knows no queue.
+    """
     head = {
         "source": "scenario", "taken_unix_ms": taken, "valid_until_unix_ms": taken + valid_ms,
         "node": "", "slot": "", "bucket": 0, "job": "", "team": "", "workload_class": "",
-        "weight": 0.0, "pending_cards": 0,
+        "weight": 0.0, "pending_cards": pending, "free_cards": free,
     }  # fmt: skip
     return [head, *(head | {"node": "n0", "slot": "s0", "weight": 1.0} | dict(e) for e in entries)]
 
@@ -120,4 +128,4 @@ def _slot_type(name: str) -> pa.DataType:
 def _roster_type(name: str) -> pa.DataType:
     if name in ("taken_unix_ms", "valid_until_unix_ms", "bucket", "pending_cards"):
         return pa.int64()
-    return pa.float64() if name == "weight" else pa.string()
+    return pa.float64() if name in ("weight", "free_cards") else pa.string()

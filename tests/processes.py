@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,9 +27,12 @@ T = TypeVar("T")
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This environment without any word to flopwatch in it, and with what the test says."""
+    """This environment without any word to flopwatch in it, and with what the test says.
+
+    A Slurm that a test beside this one has started on this host is nobody else's.
+    """
     kept = {name: text for name, text in os.environ.items() if not name.startswith("FLOPWATCH")}
-    return {**kept, **more}
+    return {**kept, "FLOPWATCH_ALLOCATION__SLURM": "off", **more}
 
 
 def awaited(look: Callable[[], T | None], what: str, seconds_max: float = SECONDS_MAX) -> T:
@@ -105,6 +109,19 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.send(signal.SIGKILL)
         return self.popen.wait()
+
+
+def await_readings(agent: Process, source: str) -> None:
+    """Wait until an agent's own metrics say that a source was read."""
+
+    def address() -> str | None:
+        assert agent.running, agent.said()
+        found = re.search(r"metrics_listening address=(\S+)", agent.said())
+        return found[1] if found else None
+
+    url = f"http://{awaited(address, 'the address of the metrics')}/metrics"
+    read = re.compile(rf'^flopwatch_source_duration_seconds_count{{source="{source}"}} [1-9]', re.M)
+    awaited(lambda: read.search(httpx.get(url, timeout=30, trust_env=False).text), "a reading")
 
 
 class Collector:

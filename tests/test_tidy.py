@@ -30,6 +30,8 @@ READS_THE_CLOCK: Final = {
     "agent/flopwatch_agent/sources/host.py": "a reading's own time",
     "agent/flopwatch_agent/sources/nvml.py": "a reading's own time where the child is silent",
     "agent/flopwatch_agent/sources/processor.py": "a reading's own time",
+    "client/flopwatch/cli/agents.py": "how long an agent is silent",
+    "client/flopwatch/cli/inventory.py": "the inventory as it stands now",
     "client/flopwatch/cli/doctor.py": "compares this host's clock with the collector's",
     "client/flopwatch/cli/views.py": "the age of what is shown",
     "kernels/flopwatch_kernels/gemm.py": "the start of a probe",

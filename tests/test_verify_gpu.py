@@ -47,7 +47,7 @@ def everything(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A run of most checks; the other dtypes are the same code."""
     out = tmp_path_factory.mktemp("verify")
-    only = "record,gemm-bf16,gemm-int8,cycles,nobody,probe,intervals,zeros,latency,cost"
+    only = "record,gemm-bf16,gemm-int8,cycles,nobody,probe,intervals,zeros,latency,cost,training"
     return out, verify(command(out, only))
 
 
@@ -57,7 +57,7 @@ def test_every_check_agrees_with_a_driver_that_counts_right(
     out, done = everything
     statuses = {name: check["status"] for name, check in checks(report(out)).items()}
     assert set(statuses.values()) == {"agrees"}, done.stdout
-    assert len(statuses) == 11
+    assert len(statuses) == 12
     assert done.returncode == 0
     assert "every check ran and agrees" in done.stdout
 
@@ -93,7 +93,7 @@ def test_the_page_for_readers_says_that_the_driver_was_fake(
         "| gemm-bf16 | bf16 8192x8192x8192: kappa (known / counted FLOPs) | 0.9 to 1.05 |" in text
     )
     assert "driver: fake" in done.stdout
-    assert "[1/10] record:" in done.stderr
+    assert "[1/11] record:" in done.stderr
 
 
 def test_the_known_and_the_counted_flops_are_the_same_to_a_percent(
@@ -102,6 +102,15 @@ def test_the_known_and_the_counted_flops_are_the_same_to_a_percent(
     phases = checks(report(everything[0]))["gemm-bf16"]["values"]["phases"]
     assert [phase["kappa"] for phase in phases] == [pytest.approx(1.0, abs=0.02)] * 3
     assert [phase["hfu"] for phase in phases] == [pytest.approx(0.8 * 1755 / 1830, abs=0.01)] * 3
+
+
+def test_a_training_step_is_timed_with_the_agent_and_without(
+    everything: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    values = checks(report(everything[0]))["training"]["values"]
+    assert [set(pair) for pair in values["step_seconds"]] == [{"with", "without"}] * 2
+    estimate, low, high = values["slow_down_percent"]
+    assert low <= estimate <= high
 
 
 def test_the_recording_can_be_replayed_and_has_no_serial_number(
@@ -127,7 +136,7 @@ def test_cycle_counters_out_of_step_with_the_percentage_disagree(tmp_path: Path)
     done = verify(command(tmp_path, "cycles", *HALF))
     assert done.returncode == 1
     wrong = [f["name"] for f in checks(report(tmp_path))["cycles"]["findings"] if not f["agrees"]]
-    assert wrong == ["250/248 against metric 5"]
+    assert wrong == ["the agent's own estimator", "250/248 against metric 5"]
 
 
 def test_a_dtype_on_another_pipe_and_a_refused_sample_disagree(tmp_path: Path) -> None:

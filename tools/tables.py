@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from flopwatch_collector.telemetry.schema import TABLES, Table
+from flopwatch_collector.telemetry.schema import TABLES
+from flopwatch_collector.telemetry.table import Table
 from flopwatch_proto import rows
 
 HEAD: Final = """\

@@ -17,28 +17,25 @@ import contextlib
 import functools
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 
-from flopwatch_agent.allocation import Allocation
-from flopwatch_agent.allocation.processes import Processes
-from flopwatch_agent.ceilings import Ceilings
-from flopwatch_agent.clock import Clock, SystemClock, seconds_to_next, wall_unix_ms
+from flopwatch_agent.cadence import Cadence
+from flopwatch_agent.clock import seconds_to_next, wall_unix_ms
 from flopwatch_agent.config import AgentConfig
-from flopwatch_agent.health import Health
-from flopwatch_agent.identity import agent_version, boot_id
 from flopwatch_agent.interval import Fold
-from flopwatch_agent.jobs import Intake, JobTable, device_key
-from flopwatch_agent.labels import Environments
+from flopwatch_agent.jobs import Intake, device_key
+from flopwatch_agent.local_http import LocalHttp
 from flopwatch_agent.outgoing import Outgoing
+from flopwatch_agent.parts import Parts, build
+from flopwatch_agent.present import Present
 from flopwatch_agent.sources import Source, SourceReport
+from flopwatch_agent.sources.dcgm import Dcgm
 from flopwatch_agent.sources.host import HostProbe
-from flopwatch_agent.sources.registry import SOURCES, SourceEntry, start_sources
-from flopwatch_agent.spool import Spool
-from flopwatch_agent.stream import Stream, StreamIdentity
+from flopwatch_agent.sources.registry import start_sources
 from flopwatch_agent.watchers import Watcher
 from flopwatch_proto.errors import FlopwatchError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
@@ -50,57 +47,6 @@ SETTLE_SECONDS: Final = 2.0
 """After an interval's boundary, how long the readings that close its rows are awaited."""
 
 _log = structlog.get_logger()
-
-
-@dataclass(slots=True, kw_only=True)
-class Parts:
-    """What an agent is made of; tests put their own in.
-
-    Attributes:
-        watchers: who looks at every reading beside the fold.
-        entries: sources to try.
-    """
-
-    config: AgentConfig
-    clock: Clock
-    health: Health
-    spool: Spool
-    stream: Stream
-    jobs: JobTable
-    allocation: Allocation
-    ceilings: Ceilings
-    watchers: tuple[Watcher, ...] = ()
-    entries: tuple[SourceEntry, ...] = SOURCES
-
-
-def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
-    """Return the parts as the configuration says.
-
-    Raises:
-        UsageError: the data directory cannot be used.
-    """
-    clock = clock or SystemClock()
-    spool = Spool.open(config.data / "spool", config.spool.limits(), clock=clock)
-    identity = StreamIdentity(
-        cluster=config.cluster,
-        node_id=config.node,
-        agent_version=agent_version(),
-        boot_id=boot_id(),
-        simulated=config.simulated,
-    )
-    interval_ms = config.interval.milliseconds
-    stream = Stream(config.collector, identity, spool, clock=clock, interval_ms=interval_ms)
-    environments = Environments()
-    return Parts(
-        config=config,
-        clock=clock,
-        health=Health(),
-        spool=spool,
-        stream=stream,
-        jobs=JobTable(environments.labels),
-        allocation=Processes(environments.labels),
-        ceilings=Ceilings(config.data),
-    )
 
 
 class Agent:
@@ -119,6 +65,7 @@ class Agent:
         )
         self._stopping = asyncio.Event()
         self._reason = "stop"
+        self._cadence = Cadence()
         self._outgoing = Outgoing(
             node=parts.config.node,
             dtype=parts.config.dtype,
@@ -129,6 +76,12 @@ class Agent:
         self._steps_told = 0
         self._read_unix_ms: dict[str, int] = {}
         self._taken = asyncio.Event()
+        self._watchers: tuple[Watcher, ...] = (*parts.watchers, parts.recorder, parts.newest)
+        self._present = Present(
+            newest=parts.newest, spool=parts.spool, stream=parts.stream, dtype=parts.config.dtype
+        )
+        self._http = LocalHttp({"/metrics": parts.health.page, "/now": self._now_page})
+        parts.stream.on_capture = self._asked
         parts.ceilings.refresh()
 
     def stop(self, reason: str = "stop") -> None:
@@ -148,9 +101,15 @@ class Agent:
         try:
             if config.jobs.enabled:
                 await intake.start()
-            self._health.watch(parts.spool, parts.stream)
+            self._health.watch(parts.spool, parts.stream, self._outgoing)
+            self._health.show_cards(
+                parts.newest,
+                dtype=config.dtype,
+                dcgm_hostname=config.node if config.metrics.dcgm_names else None,
+            )
             if config.metrics.listen:
-                _log.info("metrics_listening", address=self._health.serve(config.metrics.listen))
+                address = await self._http.start(config.metrics.listen)
+                _log.info("metrics_listening", address=address)
             sources = await start_sources(config, parts.entries)
             _log.info(
                 "agent_started",
@@ -165,7 +124,7 @@ class Agent:
                 with contextlib.suppress(Exception):
                     await source.close()
             await intake.close()
-            self._health.close()
+            await self._http.close()
             parts.spool.close()
 
     async def _measure(self, sources: Sequence[Source]) -> None:
@@ -175,6 +134,8 @@ class Agent:
             loops.append(group.create_task(self._interval_loop(), name="interval"))
             loops.append(group.create_task(self._allocation_loop(), name="allocation"))
             loops.append(group.create_task(self._watchdog_loop(), name="watchdog"))
+            if self._parts.dcgm is not None:
+                loops.append(group.create_task(self._dcgm_loop(self._parts.dcgm), name="dcgm"))
             if self._config.host.enabled:
                 loops.append(group.create_task(self._host_loop(), name="host"))
             self._health.ready()
@@ -201,19 +162,25 @@ class Agent:
 
     async def _read_loop(self, source: Source) -> None:
         self._read_unix_ms[source.name] = 0
+        self._health.expect(source.name)
         while True:
-            await self._clock.sleep(seconds_to_next(TICK_MS, self._clock.wall_unix_ns()))
+            now = self._clock.wall_unix_ns()
+            # A capture may ask for more readings than one a second.
+            tick_ms = TICK_MS // self._parts.recorder.readings_per_second(now // 1_000_000)
+            await self._clock.sleep(seconds_to_next(tick_ms, now))
             began = self._clock.monotonic_seconds()
             report = await self._read(source)
             spent = self._clock.monotonic_seconds() - began
             self._health.source_seconds.labels(source=source.name).observe(spent)
-            missed = int(spent * 1000) // TICK_MS
+            missed = int(spent * 1000) // tick_ms
             if missed:
                 self._health.late_ticks.inc(missed)
             if report is not None:
+                self._health.came(source.name)
                 self._take(report)
                 self._read_unix_ms[source.name] = wall_unix_ms(self._clock)
                 self._taken.set()
+                self._answer_captures()
 
     async def _read(self, source: Source) -> SourceReport | None:
         """Return a source's report, or None where it failed."""
@@ -263,9 +230,17 @@ class Agent:
         probe = HostProbe()
         while True:
             with self._guarded("host"):
-                self._outgoing.add_host(probe.read())
+                reading = await probe.take()
+                self._outgoing.add_host(reading)
+                self._parts.newest.see_host(reading)
             period_ms = min(5_000, self._config.interval.milliseconds)
             await self._clock.sleep(seconds_to_next(period_ms, self._clock.wall_unix_ns()))
+
+    async def _dcgm_loop(self, dcgm: Dcgm) -> None:
+        while True:
+            with self._guarded("dcgm"):
+                await dcgm.refresh()
+            await self._clock.sleep(dcgm.pause_seconds)
 
     async def _allocation_loop(self) -> None:
         while True:
@@ -285,21 +260,26 @@ class Agent:
             self._driver_state = report.driver_state
             self._health.driver_state(report.driver_state)
         self._outgoing.tell(report.events)
-        jobs = self._parts.jobs
+        jobs, dcgm = self._parts.jobs, self._parts.dcgm
         for reading in report.readings:
             self._health.readings.inc()
+            reading = self._parts.suspicion.checked(reading)
+            if dcgm is not None:
+                reading = dcgm.complete(reading)
             self._outgoing.declare(reading.device, reading.taken_unix_ms)
             shares = self._parts.allocation.shares(reading, jobs)
-            finals = jobs.finals(device_key(reading.device))
-            self._outgoing.add_rows(self._fold.add(reading, shares, finals))
-            for watcher in self._parts.watchers:
+            if self._cadence.folds(reading):
+                finals = jobs.finals(device_key(reading.device))
+                self._outgoing.add_rows(self._fold.add(reading, shares, finals))
+            for watcher in self._watchers:
                 watcher.see(reading, shares)
 
     def _hand_over(self) -> None:
         """Append what there is as one payload, and wake the stream."""
         self._outgoing.tell((*self._spool_events(), *self._step_events()))
         self._outgoing.tell(self._parts.allocation.events())
-        for watcher in self._parts.watchers:
+        self._outgoing.tell(self._parts.suspicion.events())
+        for watcher in self._watchers:
             self._outgoing.tell(watcher.events())
         payload = self._outgoing.take()
         if payload is None:
@@ -307,6 +287,23 @@ class Agent:
         self._parts.spool.append(payload)
         self._parts.stream.tell(self._outgoing.newest, self._driver_state)
         self._parts.stream.wake()
+
+    def _now_page(self) -> tuple[str, bytes]:
+        now = self._present.now(
+            self._clock.boottime_ns(), wall_unix_ms(self._clock), self._driver_state
+        )
+        return "application/json", msgspec.json.encode(now)
+
+    def _asked(self, capture: pb.CaptureRequest) -> None:
+        self._parts.recorder.request(capture, wall_unix_ms(self._clock))
+
+    def _answer_captures(self) -> None:
+        """Append the captures whose window is over, each part as a payload of its own: they are large."""
+        captures = self._parts.recorder.due(wall_unix_ms(self._clock))
+        for capture in captures:
+            self._parts.spool.append(pb.Payload(captures=[capture]))
+        if captures:
+            self._parts.stream.wake()
 
     def _spool_events(self) -> list[pb.Event]:
         events = []

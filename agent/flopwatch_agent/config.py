@@ -28,6 +28,7 @@ COLLECTOR_SECTIONS: Final = (
     "http",
     "ingest",
     "inventory",
+    "kubernetes",
     "listen",
     "paging",
     "read",
@@ -42,16 +43,27 @@ COLLECTOR_SECTIONS: Final = (
 """Sections of the environment that are the collector's: `flopwatch up` starts both with one environment."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+_HTTP_URL: Final = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[^/\s:@\[\]]+)(:\d{1,5})?(/\S*)?")
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})")
 
+WorkloadClass = Literal[
+    "training", "inference", "rl_rollout", "eval", "interactive", "probe", "unknown"
+]
 Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4", "fp6", "fp4"]
 
 
 class NvmlConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """NVIDIA cards. ``deadline``: of one read of all cards; beyond it the driver is unresponsive."""
+    """NVIDIA cards.
+
+    Attributes:
+        deadline: of one read of all cards; beyond it the driver is unresponsive.
+        release: file in which `flopwatch agent release` asks for the cards; empty: ``release`` beside the
+            socket of the jobs.
+    """
 
     enabled: bool = True
     deadline: Duration = Duration(5)
+    release: str = ""
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.deadline <= 60:
@@ -70,11 +82,91 @@ class HostConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     enabled: bool = True
 
 
+class DcgmConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A local dcgm-exporter, for what NVML does not support (profiling fields of Ampere and Ada).
+
+    Attributes:
+        enabled: ``auto``: only where NVML has no GPM and the exporter answers.
+        url: its metrics, over plain HTTP.
+        collect_interval: how long its means are (its ``--collect-interval``).
+    """
+
+    enabled: Literal["auto", "on", "off"] = "auto"
+    url: str = "http://127.0.0.1:9400/metrics"
+    collect_interval: Duration = Duration(30)
+
+    def __post_init__(self) -> None:
+        if not _HTTP_URL.fullmatch(self.url):
+            raise ValueError(f"url = {self.url!r}: http://HOST:PORT/PATH")
+        if not 1 <= self.collect_interval <= 60:
+            raise ValueError("collect_interval: between 1s and 60s")
+
+
+class KernelLogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Xids, SXids and lost cards from the kernel log, on hosts with NVIDIA cards."""
+
+    enabled: bool = True
+
+
 class JobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where jobs declare themselves. ``socket``: empty for the default path."""
 
     enabled: bool = True
     socket: str = ""
+
+
+class AllocationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who holds the cards.
+
+    Attributes:
+        slurm: whether this host is a node of Slurm; ``auto``: by its traces, never by a binary.
+        slurm_node: its name in Slurm, where that is not ``node`` or several run here; empty takes all.
+        prolog: folder of the files that ``deploy/slurm/prolog.sh`` writes.
+        gres_conf: Slurm's gres.conf; empty for where it usually is.
+        kubernetes: whether this host is a node of Kubernetes; ``auto``: once its kubelet answers.
+        kubelet_socket: of the kubelet's PodResources API.
+        pod_logs: folder of pod logs; its names tell pods' uids.
+        dra_devices: JSON file, device name of a claim to UUID; empty for none.
+        file: who holds which card, where no scheduler does; empty for none.
+        helper: socket of the root helper, used where this process may not look itself.
+        cgroup: where control groups are mounted.
+        proc: the process file system of the host.
+    """
+
+    slurm: Literal["auto", "on", "off"] = "auto"
+    slurm_node: str = ""
+    prolog: Path = Path("/run/flopwatch-slurm")
+    gres_conf: str = ""
+    kubernetes: Literal["auto", "on", "off"] = "auto"
+    kubelet_socket: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+    pod_logs: Path = Path("/var/log/pods")
+    dra_devices: str = ""
+    file: str = ""
+    helper: Path = Path("/run/flopwatch-privileged.sock")
+    cgroup: Path = Path("/sys/fs/cgroup")
+    proc: Path = Path("/proc")
+
+
+class ClassRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A rule that gives jobs their workload class; the first whose every pattern fits counts.
+
+    Attributes:
+        workload_class: the class.
+        partition: glob of the Slurm partition.
+        qos: glob of the Slurm QOS.
+        namespace: glob of the Kubernetes namespace.
+        team: glob of the Slurm account or Kubernetes namespace.
+    """
+
+    workload_class: WorkloadClass
+    partition: str = ""
+    qos: str = ""
+    namespace: str = ""
+    team: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.partition or self.qos or self.namespace or self.team):
+            raise ValueError("needs a pattern: partition, qos, namespace or team")
 
 
 class SpoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -92,9 +184,15 @@ class SpoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The agent's own ``/metrics``. ``listen``: empty switches it off; port 0 picks a free one."""
+    """The agent's own ``/metrics`` and ``/now``.
+
+    Attributes:
+        listen: empty switches it off; port 0 picks a free one.
+        dcgm_names: show the cards under dcgm-exporter's names too, for dashboards that use them.
+    """
 
     listen: str = "127.0.0.1:9752"
+    dcgm_names: bool = False
 
     def __post_init__(self) -> None:
         if self.listen:
@@ -126,7 +224,11 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     nvml: NvmlConfig = msgspec.field(default_factory=NvmlConfig)
     processor: ProcessorConfig = msgspec.field(default_factory=ProcessorConfig)
     host: HostConfig = msgspec.field(default_factory=HostConfig)
+    dcgm: DcgmConfig = msgspec.field(default_factory=DcgmConfig)
+    kernel_log: KernelLogConfig = msgspec.field(default_factory=KernelLogConfig)
     jobs: JobsConfig = msgspec.field(default_factory=JobsConfig)
+    allocation: AllocationConfig = msgspec.field(default_factory=AllocationConfig)
+    classes: tuple[ClassRule, ...] = ()
     spool: SpoolConfig = msgspec.field(default_factory=SpoolConfig)
     metrics: MetricsConfig = msgspec.field(default_factory=MetricsConfig)
 
@@ -145,10 +247,17 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def sources(self) -> dict[str, bool]:
         """Which sources are switched on or off; one left out decides for itself."""
-        enabled = {"nvml": self.nvml.enabled}
+        enabled = {"nvml": self.nvml.enabled, "kernel_log": self.kernel_log.enabled}
         if self.processor.enabled != "auto":
             enabled["processor"] = self.processor.enabled == "on"
         return enabled
+
+    @property
+    def release_file(self) -> Path:
+        """Where an operator asks that the cards be let go."""
+        if self.nvml.release:
+            return Path(self.nvml.release)
+        return self.jobs_socket.with_name("release")
 
     @property
     def jobs_socket(self) -> Path:

@@ -5,20 +5,28 @@ The label sets are bounded: sources are a fixed list, driver states and reject c
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Mapping
 from typing import Final
-from wsgiref.simple_server import WSGIServer
 
 import sdnotify
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from flopwatch_agent.config import split_address
+from flopwatch_agent.clock import Clock, SystemClock
+from flopwatch_agent.exposition import CardGauges, DcgmNames
+from flopwatch_agent.newest import Coverage, Newest
+from flopwatch_agent.outgoing import Outgoing
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream
-from flopwatch_proto.errors import UsageError
 
 DRIVER_STATES: Final = ("ok", "absent", "unresponsive", "mismatch", "lost", "released")
 _BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -28,8 +36,11 @@ _log = structlog.get_logger()
 class Health:
     """The agent's registry. What happens is counted here; spool and stream are asked when scraped."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._clock = clock or SystemClock()
+        self._coverage: dict[str, Coverage] = {}
+        self.registry.register(_Sources(self._coverage, self._clock))
         self.readings = Counter(
             "flopwatch_agent_readings_total",
             "Readings of devices taken.",
@@ -59,33 +70,41 @@ class Health:
             ["state"],
             registry=self.registry,
         )
-        self._server: tuple[WSGIServer, threading.Thread] | None = None
         self._notifier = sdnotify.SystemdNotifier()
 
-    def watch(self, spool: Spool, stream: Stream) -> None:
-        """Show spool and stream too."""
-        self.registry.register(_Delivery(spool, stream))
+    def watch(self, spool: Spool, stream: Stream, outgoing: Outgoing | None = None) -> None:
+        """Show spool, stream and what found no room before them too."""
+        self.registry.register(_Delivery(spool, stream, outgoing))
+
+    def show_cards(self, newest: Newest, *, dtype: str, dcgm_hostname: str | None = None) -> None:
+        """Show the cards, and what the agent costs.
+
+        Args:
+            dtype: of the cluster.
+            dcgm_hostname: the node's name where dcgm-exporter's names are wanted too, else None.
+        """
+        boottime_ns = self._clock.boottime_ns
+        self.registry.register(CardGauges(newest, boottime_ns, dtype=dtype))
+        self.registry.register(_Cost(newest))
+        if dcgm_hostname is not None:
+            self.registry.register(DcgmNames(newest, boottime_ns, hostname=dcgm_hostname))
+
+    def expect(self, source: str) -> None:
+        """Expect a read of a source every second from now on."""
+        self._coverage[source] = Coverage(self._clock.boottime_ns())
+
+    def came(self, source: str) -> None:
+        """Note a read of a source that came."""
+        self._coverage[source].came(self._clock.boottime_ns())
+
+    def page(self) -> tuple[str, bytes]:
+        """Return ``/metrics``: its content type and its text."""
+        return CONTENT_TYPE_LATEST, generate_latest(self.registry)
 
     def driver_state(self, state: str) -> None:
         """Note the driver's state; one that is not known shows as no state at all."""
         for known in DRIVER_STATES:
             self._driver.labels(state=known).set(1.0 if known == state else 0.0)
-
-    def serve(self, listen: str) -> str:
-        """Serve ``/metrics`` on HOST:PORT from a thread; return the address with its real port.
-
-        Raises:
-            UsageError: the address cannot be bound.
-        """
-        host, port = split_address(listen)
-        try:
-            self._server = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as exc:
-            raise UsageError(
-                f"metrics.listen = {listen!r}: {exc.strerror or exc}; give another with --http, "
-                'or "" for none'
-            ) from exc
-        return f"{host}:{self._server[0].server_port}"
 
     def ready(self) -> None:
         """Tell systemd that the agent runs."""
@@ -99,22 +118,14 @@ class Health:
         """Tell systemd that the agent ends."""
         self._notifier.notify("STOPPING=1")
 
-    def close(self) -> None:
-        """Stop serving."""
-        if self._server is not None:
-            server, thread = self._server
-            server.shutdown()
-            server.server_close()
-            thread.join(timeout=2.0)
-            self._server = None
-
 
 class _Delivery(Collector):
     """Spool and stream, read when scraped."""
 
-    def __init__(self, spool: Spool, stream: Stream) -> None:
+    def __init__(self, spool: Spool, stream: Stream, outgoing: Outgoing | None) -> None:
         self._spool = spool
         self._stream = stream
+        self._outgoing = outgoing
 
     def collect(self) -> list[Metric]:
         spool, state = self._spool, self._spool.state
@@ -140,10 +151,54 @@ class _Delivery(Collector):
             _total("flopwatch_stream_acked_batches", "Batches passed.", told.acked_batches),
             _total("flopwatch_stream_reconnects", "Sessions that ended.", told.reconnects),
         ]
+        if self._outgoing is not None:
+            text = "Events lost because too many happened between two payloads."
+            name = "flopwatch_agent_dropped_events"
+            metrics.append(_total(name, text, self._outgoing.dropped_events))
         if told.skew_ms is not None:
             text = "The collector's clock less ours."
             metrics.append(_gauge("flopwatch_stream_skew_seconds", text, told.skew_ms / 1000))
         return metrics
+
+
+class _Sources(Collector):
+    """Which reads of the sources came."""
+
+    def __init__(self, coverage: Mapping[str, Coverage], clock: Clock) -> None:
+        self._coverage = coverage
+        self._clock = clock
+
+    def collect(self) -> list[Metric]:
+        family = GaugeMetricFamily(
+            "flopwatch_source_coverage_ratio",
+            "Reads of a source that came in the last minute, of those expected.",
+            labels=["source"],
+        )
+        now_ns = self._clock.boottime_ns()
+        for source, coverage in self._coverage.items():
+            family.add_metric([source], coverage.ratio(now_ns))
+        return [family]
+
+
+class _Cost(Collector):
+    """What the agent and its children take of the host."""
+
+    def __init__(self, newest: Newest) -> None:
+        self._newest = newest
+
+    def collect(self) -> list[Metric]:
+        cpu = CounterMetricFamily(
+            "flopwatch_agent_cpu_seconds", "Core-seconds of the agent and its children."
+        )
+        rss = GaugeMetricFamily(
+            "flopwatch_agent_resident_bytes", "Resident memory of the agent and its children."
+        )
+        for host in self._newest.hosts()[-1:]:
+            if host.agent_cpu_ms is not None:
+                cpu.add_metric([], host.agent_cpu_ms / 1e3)
+            if host.agent_rss_bytes is not None:
+                rss.add_metric([], host.agent_rss_bytes)
+        return [cpu, rss]
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -12,8 +12,10 @@ Invariants:
 - r1's means and the differences of the counters belong to [r0, r1), spread evenly over it; so the
   sums do not depend on how often one reads.
 - Silence is not data: longer than `gap_ms_max` without a reading, or a wall clock that jumps forward,
-  closes the row and leaves a hole. Time that a wall clock stepping back repeats is skipped. Both kinds
-  of step are kept in `steps` for whoever reports them.
+  closes the row and leaves a hole. Time that a wall clock stepping back repeats is skipped, unless it is
+  more than `AHEAD_MS_MAX`. Both kinds of step are kept in `steps` for whoever reports them.
+- A card cut into MIG devices has a row per device: activity is the device's, the rest is the card's, and
+  both by the device's weight.
 - A driver that does not answer leaves the last bucket for `SILENCE_MS_MAX`, then the slot is FAILED;
   all that while nothing is covered and the quantities are FAILED.
 """
@@ -25,12 +27,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from flopwatch_agent.between import CARD, between, last_said
 from flopwatch_agent.rates import Rates, rates
 from flopwatch_agent.reading import Device, Reading, Share
 from flopwatch_agent.shares import Finals, Holder, declared, identity, split, whole
-from flopwatch_agent.sums import Increment, Sums, increment
+from flopwatch_agent.sums import Increment, Sums
 from flopwatch_kernels import peaks
-from flopwatch_proto.codec import IntervalRow, Value
+from flopwatch_proto.codec import IntervalRow
 from flopwatch_proto.rows import INTERVAL_MS, Bucket
 
 SILENCE_MS_MAX: Final = 30_000
@@ -39,7 +42,12 @@ SILENCE_MS_MAX: Final = 30_000
 CLOCK_STEP_MS_MIN: Final = 1_000
 """Wall and boot clock may disagree by less than this between two readings (jitter, slewing)."""
 
+AHEAD_MS_MAX: Final = 3_600_000
+"""Rows that end further ahead of the wall clock than this came from a clock that was wrong: a slot does not
+wait until the time they claim has passed."""
+
 _STEPS_MAX: Final = 256
+_RELEASED: Final = "released"  # an operator's wish: whoever holds the card by now goes on to
 _CARD_LOST: Final = frozenset({"gpu_is_lost"})  # an answer, not a silence: FAILED at once
 
 
@@ -68,8 +76,10 @@ class _Slot:
         shares: what holds from it on.
         end_unix_ms: up to here time is accounted for; nothing starts before it.
         start_unix_ms: start of the open row.
+        parts: sums of each MIG device, over the same time as `sums`; None: of the card beside those that
+            the shares name.
         model: open row's declared model FLOPs by (job, instance).
-        answered: the newest values of an answering driver.
+        answered: the newest reading of an answering driver.
         silent_since_ns: boottime of the first reading of a silence.
         texts: row texts per share, without the method; made when an identity changes.
     """
@@ -79,8 +89,9 @@ class _Slot:
     end_unix_ms: int
     start_unix_ms: int
     sums: Sums = field(default_factory=Sums)
+    parts: dict[str | None, Sums] = field(default_factory=dict)
     model: dict[Holder, float] = field(default_factory=dict)
-    answered: Mapping[str, Value] = field(default_factory=dict)
+    answered: Reading | None = None
     silent_since_ns: int | None = None
     texts: list[tuple[dict[str, str | None], Rates]] = field(default_factory=list)
 
@@ -94,8 +105,7 @@ class Fold:
         achievable: (device uuid or slot, dtype) → measured ceiling, FLOP/s; looked up as rows close.
         gap_ms_max: longest time between two readings that still counts as watched. At least three
             times the reading period.
-        counters: efficiency method of rows whose activity is known (gpm, cycle_counters, dcgm).
-        resume: slot → end of its last row in an earlier run; no row starts before it.
+        resume_unix_ms: end of the last row of an earlier run; no row starts before it.
     """
 
     def __init__(
@@ -105,17 +115,15 @@ class Fold:
         dtype: str = "bf16",
         achievable: Mapping[tuple[str, str], float] | None = None,
         gap_ms_max: int = 30_000,
-        counters: str = "gpm",
-        resume: Mapping[str, int] | None = None,
+        resume_unix_ms: int = 0,
     ) -> None:
         self.interval_ms = interval_ms
         self.dtype = dtype
         self.achievable = {} if achievable is None else achievable
         self.gap_ms_max = gap_ms_max
-        self.counters = counters
         self.steps: deque[ClockStep] = deque(maxlen=_STEPS_MAX)
         self.steps_total = 0
-        self._resume = dict(resume or {})
+        self._resume_unix_ms = resume_unix_ms
         self._slots: dict[str, _Slot] = {}
         self._rates: dict[tuple[str | None, str, float | None], Rates] = {}
 
@@ -129,11 +137,13 @@ class Fold:
             shares: weights sum to 1; what is missing to 1 is FREE, none at all is one FREE share.
             finals: last counter values of the jobs that held the card until this reading.
         """
-        shares = whole(shares)
+        shares = whole(shares, reading.device)
         slot = self._slots.get(reading.device.slot)
         completed: list[IntervalRow] = []
         if slot is None:
-            start = max(reading.taken_unix_ms, self._resume.get(reading.device.slot, 0))
+            start = reading.taken_unix_ms
+            if self._resume_unix_ms - start <= AHEAD_MS_MAX:
+                start = max(start, self._resume_unix_ms)
             slot = _Slot(reading=reading, shares=(), end_unix_ms=start, start_unix_ms=start)
             slot.shares = self._in_force(slot, reading, shares)
             slot.texts = self._texts(slot)
@@ -142,7 +152,7 @@ class Fold:
             self._cover(slot, reading, shares, finals or {}, completed)
             self._hold(slot, reading, shares, completed)
         if reading.alive:
-            slot.answered = reading.values
+            slot.answered = reading
         return completed
 
     def close(self, until_unix_ms: int) -> list[IntervalRow]:
@@ -176,22 +186,22 @@ class Fold:
             self._stepped(slot, now, elapsed_ms)
             end = min(now, start + round(elapsed_ms))
         if elapsed_ms <= self.gap_ms_max and end > slot.end_unix_ms:
-            step = _between(before, reading, end - start, elapsed_ms / 1e3)
+            steps = between(before, reading, slot.shares, end - start, elapsed_ms / 1e3)
             model = declared(slot.shares, shares, finals)
-            self._spread(slot, step, model, (start, end), completed)
-        if now > slot.end_unix_ms:  # a hole, or the reading's own time
+            self._spread(slot, steps, model, (start, end), completed)
+        if not 0 <= slot.end_unix_ms - now <= AHEAD_MS_MAX:  # a hole, or the reading's own time
             self._finish(slot, completed)
             slot.end_unix_ms = slot.start_unix_ms = now
 
     def _spread(
         self,
         slot: _Slot,
-        step: Increment,
+        steps: Mapping[str | None, Increment],
         model: Mapping[Holder, float],
         span: tuple[int, int],
         completed: list[IntervalRow],
     ) -> None:
-        """Add an increment over [start, end), cut at the interval's boundaries."""
+        """Add increments, of the card and its parts, over [start, end), cut at the interval's boundaries."""
         start, end = span
         resident = bool(slot.reading.processes)
         while slot.end_unix_ms < end:
@@ -199,7 +209,9 @@ class Fold:
             boundary = at - at % self.interval_ms + self.interval_ms
             part_ms = min(boundary, end) - at
             ratio = part_ms / (end - start)
-            slot.sums.add(step, part_ms, ratio, resident=resident)
+            for name, step in steps.items():
+                sums = slot.sums if name == CARD else slot.parts.setdefault(name, Sums())
+                sums.add(step, part_ms, ratio, resident=resident)
             for key, flops in model.items():
                 slot.model[key] = slot.model.get(key, 0.0) + flops * ratio
             slot.end_unix_ms = at + part_ms
@@ -230,7 +242,7 @@ class Fold:
         self, slot: _Slot, reading: Reading, shares: tuple[Share, ...]
     ) -> tuple[Share, ...]:
         """Return who holds the card, given whether its driver speaks."""
-        if reading.alive:
+        if reading.alive or reading.failure == _RELEASED:
             slot.silent_since_ns = None
             return shares
         if slot.silent_since_ns is None:
@@ -261,33 +273,39 @@ class Fold:
             times = zip(
                 split(sums.duration_ms, weights),
                 split(sums.covered_ms, weights),
-                split(sums.counted_ms, weights),
                 split(sums.resident_ms, weights),
                 strict=True,
             )
-            for share, text, card_times in zip(slot.shares, slot.texts, times, strict=True):
-                completed.append(self._row(slot, share, text, card_times))
-            slot.sums, slot.model = Sums(), {}
+            for i, (share, text, card_times) in enumerate(
+                zip(slot.shares, slot.texts, times, strict=True)
+            ):
+                own = slot.parts.get(share.instance, sums)
+                counted_ms = split(own.counted_ms, weights)[i]
+                completed.append(self._row(slot, own, share, text, card_times, counted_ms))
+            slot.sums, slot.parts, slot.model = Sums(), {}, {}
         slot.start_unix_ms = slot.end_unix_ms
 
     def _row(
         self,
         slot: _Slot,
+        sums: Sums,
         share: Share,
         text: tuple[dict[str, str | None], Rates],
-        card_times: tuple[int, int, int, int],
+        card_times: tuple[int, int, int],
+        counted_ms: int,
     ) -> IntervalRow:
+        """Return the row of one share; `sums` are the card's, or those of the share's MIG device."""
         texts, found = text
-        card_ms, covered_ms, counted_ms, resident_ms = card_times
+        card_ms, covered_ms, resident_ms = card_times
         if share.resident is not None:
             resident_ms = card_ms if share.resident else 0
         elif slot.reading.processes is None:  # nobody said; active means that something runs
             resident_ms = card_ms if share.bucket is Bucket.ACTIVE else 0
-        values = slot.sums.values(
+        values = sums.values(
             found,
             share.weight,
             declared=texts["dtype_confidence"] == "declared",
-            last=slot.answered,
+            last={} if slot.answered is None else last_said(slot.answered, share.instance),
         )
         if found.peak_flops is not None:
             values["capacity_flops"] = found.peak_flops * card_ms / 1e3
@@ -297,13 +315,13 @@ class Fold:
         model = slot.model.get((share.job, share.instance))
         if model is not None:
             values["model_flops"] = model
-        method = self.counters if counted_ms else "declared" if model is not None else "none"
+        method = sums.method if counted_ms else "declared" if model is not None else "none"
         if found.ref_mhz is None:
             counted_ms = 0  # u is only bounded: the row has no exact counters to divide by
         return IntervalRow(
             slot=slot.reading.device.slot,
             start_unix_ms=slot.start_unix_ms,
-            duration_ms=slot.sums.duration_ms,
+            duration_ms=sums.duration_ms,
             bucket=share.bucket,
             weight=share.weight,
             rogue=share.rogue,
@@ -362,13 +380,3 @@ class Fold:
         if key not in self._rates:
             self._rates[key] = rates(*key)
         return self._rates[key]
-
-
-def _between(before: Reading, now: Reading, span_ms: int, elapsed_seconds: float) -> Increment:
-    """Return what happened between two readings; nothing is known when the driver is silent."""
-    if not now.alive:
-        return Increment()
-    old, new = before.device, now.device
-    if old is not new and (old.uuid, old.serial, old.sku) != (new.uuid, new.serial, new.sku):
-        return Increment()  # another card answers: nobody knows what the old one did
-    return increment(before.values, now.values, span_ms, elapsed_seconds)

@@ -31,7 +31,14 @@ from typing import Final
 import msgspec
 import structlog
 
-from flopwatch_agent.labels import Labels, clean_convention, clean_dtype, clean_text
+from flopwatch_agent.labels import (
+    Labels,
+    clean_class,
+    clean_convention,
+    clean_dtype,
+    clean_phase,
+    clean_text,
+)
 from flopwatch_agent.reading import Device
 from flopwatch_agent.shares import Holder
 from flopwatch_proto.errors import UsageError
@@ -244,8 +251,8 @@ def _declared(message: Message, environment: Labels) -> Declared:
         user=environment.user,
         dtype=clean_dtype(message.dtype) or environment.dtype,
         convention=clean_convention(message.convention) or environment.convention,
-        workload_class=first(message.workload_class, environment.workload_class),
-        phase=first(message.phase, environment.phase),
+        workload_class=clean_class(message.workload_class) or environment.workload_class,
+        phase=clean_phase(message.phase) or environment.phase,
     )
     return Declared(
         pid=message.pid,

@@ -1,7 +1,7 @@
 """What names a process's work: labels from its environment, cleaned and bounded.
 
 The environment is read once per (pid, start time): a process cannot change it for us later, and a pid
-that comes back is another process.
+that comes back is another process. How it is read, and by whose rights: `access`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
+from flopwatch_agent.access import Access, Direct, Either, Helper
+from flopwatch_agent.config import WorkloadClass
 from flopwatch_kernels import flops, peaks
 
 TEXT_CHARACTERS_MAX: Final = 128
 _CACHE_MAX: Final = 4096
-_ENVIRON_BYTES_MAX: Final = 1024 * 1024
+_PASSWD: Final = Path("/etc/passwd")
+
+WORKLOAD_CLASSES: Final[frozenset[str]] = frozenset(get_args(WorkloadClass))
+PHASES: Final = frozenset({"steady", "startup", "checkpoint", "eval", "unknown"})
 
 _DTYPE_NAMES: Final = {
     "bfloat16": "bf16",
@@ -68,6 +73,16 @@ def clean_dtype(text: str | None) -> str | None:
     return None if text is None else _DTYPE_NAMES.get(text.strip().lower().removeprefix("torch."))
 
 
+def clean_class(text: str | None) -> str | None:
+    """Return one of the workload classes, or None."""
+    return text if text in WORKLOAD_CLASSES else None
+
+
+def clean_phase(text: str | None) -> str | None:
+    """Return one of the phases of a job, or None."""
+    return text if text in PHASES else None
+
+
 def clean_convention(text: str | None) -> str | None:
     """Return one of the conventions of counting FLOPs, or None."""
     return text if text in flops.CONVENTIONS else None
@@ -84,8 +99,8 @@ def labels_of_environment(environment: Mapping[str, str]) -> Labels:
         job=first("FLOPWATCH_JOB", "SLURM_JOB_ID"),
         team=first("FLOPWATCH_TEAM", "SLURM_JOB_ACCOUNT"),
         user=first("FLOPWATCH_USER", "SLURM_JOB_USER", "USER", "LOGNAME"),
-        workload_class=first("FLOPWATCH_WORKLOAD_CLASS"),
-        phase=first("FLOPWATCH_PHASE"),
+        workload_class=clean_class(environment.get("FLOPWATCH_WORKLOAD_CLASS")),
+        phase=clean_phase(environment.get("FLOPWATCH_PHASE")),
         dtype=clean_dtype(environment.get("FLOPWATCH_DTYPE")),
         convention=clean_convention(environment.get("FLOPWATCH_CONVENTION")),
         flops_per_token=_positive(environment.get("FLOPWATCH_MODEL_FLOPS_PER_TOKEN")),
@@ -101,14 +116,16 @@ def _positive(text: str | None) -> float | None:
 
 
 class Environments:
-    """Labels of running processes, from ``<proc>/<pid>/environ``.
+    """Labels of running processes, from their environment.
 
     Args:
         proc: the process file system of the host.
+        access: reads environments; by default itself, or the root helper where it may not.
     """
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(self, proc: Path = Path("/proc"), access: Access | None = None) -> None:
         self.unreadable_total = 0
+        self.access: Access = access or Either(Direct(proc), Helper())
         self._proc = proc
         self._cache: OrderedDict[tuple[int, str], Labels] = OrderedDict()
 
@@ -137,10 +154,19 @@ class Environments:
 
     def _read(self, pid: int) -> Labels:
         try:
-            with (self._proc / str(pid) / "environ").open("rb") as file:
-                data = file.read(_ENVIRON_BYTES_MAX)
+            labels = labels_of_environment(self.access.environ(pid))
         except OSError:
             self.unreadable_total += 1
-            return Labels()
-        entries = (entry.partition("=") for entry in data.decode(errors="replace").split("\0"))
-        return labels_of_environment({name: value for name, _, value in entries})
+            labels = Labels()
+        return labels if labels.user is not None else replace(labels, user=self._owner(pid))
+
+    def _owner(self, pid: int) -> str | None:
+        """Return whose process it is: the local name, else the number. A directory is never asked."""
+        try:
+            uid = (self._proc / str(pid)).stat().st_uid
+            lines = _PASSWD.read_text(errors="replace").splitlines()
+        except OSError:
+            return None
+        entries = (line.split(":") for line in lines)
+        names = (entry[0] for entry in entries if len(entry) > 2 and entry[2] == str(uid))
+        return clean_text(next(names, f"uid-{uid}"))

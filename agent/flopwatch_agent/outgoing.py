@@ -1,4 +1,4 @@
-"""What the next payload will hold: rows, events, declarations and captures, until they are in the spool."""
+"""What the next payload will hold: rows, events and declarations, until they are in the spool."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class Outgoing:
     _rows: list[IntervalRow] = field(default_factory=list)
     _events: list[pb.Event] = field(default_factory=list)
     _slots: list[pb.SlotDeclaration] = field(default_factory=list)
-    _captures: list[pb.Capture] = field(default_factory=list)
     _hosts: list[HostReading] = field(default_factory=list)
     _declared: dict[str, Device] = field(default_factory=dict)
 
@@ -52,10 +51,6 @@ class Outgoing:
         """Take a reading of the host; it becomes a row with the one before."""
         self._hosts.append(reading)
         del self._hosts[:-HOST_READINGS_MAX]
-
-    def add_captures(self, captures: Iterable[pb.Capture]) -> None:
-        """Take parts of what the flight recorder was asked for."""
-        self._captures += captures
 
     def declare(self, device: Device, from_unix_ms: int) -> None:
         """Put a slot in service from its first reading on, and say when its card is another."""
@@ -79,14 +74,14 @@ class Outgoing:
 
     def take(self) -> pb.Payload | None:
         """Return everything as one payload; None where there is nothing."""
-        payload = pb.Payload(slots=self._slots, events=self._events, captures=self._captures)
+        payload = pb.Payload(slots=self._slots, events=self._events)
         self.newest = encode_rows(self._rows) if self._rows else pb.IntervalRows()
         if self._rows:
             payload.intervals.CopyFrom(self.newest)
         if len(self._hosts) > 1:
             payload.hosts.CopyFrom(host_rows(self._hosts, self.interval_ms))
             del self._hosts[:-1]
-        self._rows, self._events, self._slots, self._captures = [], [], [], []
+        self._rows, self._events, self._slots = [], [], []
         return payload if payload.ByteSize() else None
 
 

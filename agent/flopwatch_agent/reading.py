@@ -25,16 +25,20 @@ FIELDS: Final = {
     # means since the previous reading
     "gpu_utilization_ratio": "a kernel was resident (NVML utilisation)",
     "memory_utilization_ratio": "memory was read or written (NVML utilisation)",
+    "graphics_active_ratio": "GPM 1: a compute or graphics context was active",
     "sm_active_ratio": "GPM 2: SM cycles with a warp resident",
+    "sm_occupancy_ratio": "GPM 3: warps resident, of the most that fit",
+    "integer_active_ratio": "GPM 4: integer pipe",
     "tensor_active_ratio": "GPM 5: any tensor pipe",
-    "dfma_active_ratio": "GPM 6",
-    "hmma_active_ratio": "GPM 7",
-    "imma_active_ratio": "GPM 9",
+    "dfma_active_ratio": "GPM 6: double-precision tensor pipe",
+    "hmma_active_ratio": "GPM 7: half-precision tensor pipe",
+    "dmma_active_ratio": "GPM 8: double-precision tensor pipe, as newer drivers name it",
+    "imma_active_ratio": "GPM 9: integer tensor pipe",
     "dram_active_ratio": "GPM 10: of theoretical bandwidth",
-    "fp64_active_ratio": "GPM 11",
-    "fp32_active_ratio": "GPM 12",
-    "fp16_active_ratio": "GPM 13",
-    "sm_clock_mhz": "SM clock: mean of the driver's buffer where it has one, else the value now",
+    "fp64_active_ratio": "GPM 11: no tensor pipe",
+    "fp32_active_ratio": "GPM 12: no tensor pipe",
+    "fp16_active_ratio": "GPM 13: no tensor pipe",
+    "sm_clock_mhz": "SM clock: cycles over time, else mean of the driver's buffer, else the value now",
     "pcie_tx_bytes_per_second": "sent by the card",
     "pcie_rx_bytes_per_second": "received by the card",
     "nvlink_tx_bytes_per_second": "sent",
@@ -49,6 +53,7 @@ FIELDS: Final = {
     "throttled_application_clock_seconds_total": "application clock",
     "ecc_corrected_total": "memory errors corrected",
     "ecc_uncorrected_total": "memory errors not corrected",
+    "nvlink_errors_total": "recoveries of all NVLinks, else flow-control CRC errors",
     # gauges
     "memory_clock_mhz": "memory clock",
     "power_watts": "board power",
@@ -59,6 +64,10 @@ FIELDS: Final = {
     "memory_total_bytes": "device memory",
     "pcie_link_generation": "current",
     "pcie_link_width": "current",
+    "pcie_link_generation_limit": "highest that card and slot can do together",
+    "pcie_link_width_limit": "widest that card and slot can do together",
+    "remapped_rows_pending": "1: rows of memory wait to be remapped at the next reset",
+    "remapped_rows_failed": "1: a remapping of rows failed",
     "clock_event_reasons": "bitmask of the reasons for the clock now",
 }
 """Every field a reading may carry, with its meaning; units are in the names."""
@@ -73,7 +82,9 @@ class Device:
         kind: ``gpu`` or ``cpu``.
         sku: the full NVML name; None when the driver does not say.
         sm_count: streaming multiprocessors, from the device and not from a table.
-        instances: names of the MIG devices on it; empty where MIG is off.
+        instances: UUIDs of the MIG devices on it; empty where MIG is off.
+        instance_weights: of each, its part of the card: slices of the MIG device over slices of the
+            card. They may sum to less than 1: the rest is cut for nobody.
     """
 
     slot: str
@@ -85,6 +96,7 @@ class Device:
     sm_count: int | None = None
     clock_mhz_max: float | None = None
     instances: tuple[str, ...] = ()
+    instance_weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +114,9 @@ class Share:
 
     Attributes:
         source: ``processes``, ``scenario``, ``slurm``, ``kubernetes``, ``file``.
+        instance: UUID of the MIG device held, one of ``Device.instances``: the fold gives it that device's
+            weight and activity, and adds a FREE share for every instance that no share names. None: a
+            part of the whole card. Any other text only tells shares of one job apart.
         model_flops_total: counter of model FLOPs this job declared for this card; None: no declaration.
     """
 
@@ -131,6 +146,11 @@ class Reading:
         processes: compute processes; None when the driver did not say.
         alive: False when the driver did not answer for this device: `values` is then empty.
         failure: what the driver said instead, e.g. ``unresponsive``, ``gpu_is_lost``; None when alive.
+        method: where its activity comes from: ``gpm`` (means of the driver), ``cycle_counters`` (cycles
+            over exact time), ``dcgm``. Says nothing where the activity is absent.
+        disagreement: why cycle counters that the card has are not believed; None: nothing against them.
+        instances: MIG device → the fields that are its own, as ratios of its own SMs; what it leaves out
+            is the card's.
     """
 
     device: Device
@@ -140,3 +160,6 @@ class Reading:
     processes: tuple[Process, ...] | None = None
     alive: bool = True
     failure: str | None = None
+    method: str = "gpm"
+    disagreement: str | None = None
+    instances: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)

@@ -127,6 +127,8 @@ class Session:
             self._take_reject(frame.reject)
         elif kind == "drain":
             self.reconnect_seconds = frame.drain.reconnect_after_ms / 1000
+        elif kind == "capture":
+            self._stream.captured(frame.capture)
 
     def _take_welcome(self, welcome: pb.Welcome) -> None:
         self._welcome = welcome

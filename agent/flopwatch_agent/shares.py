@@ -7,7 +7,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Final
 
-from flopwatch_agent.reading import Share
+from flopwatch_agent.reading import Device, Share
 from flopwatch_proto.rows import Bucket
 
 _FREE: Final = (Share(bucket=Bucket.FREE),)
@@ -41,8 +41,11 @@ def declared(held: Sequence[Share], now: Sequence[Share], finals: Finals) -> dic
     return result
 
 
-def whole(shares: Sequence[Share]) -> tuple[Share, ...]:
+def whole(shares: Sequence[Share], device: Device) -> tuple[Share, ...]:
     """Return the shares of a whole card: weights sum to 1, (job, instance) is unique."""
+    if device.instance_weights:
+        weights = zip(device.instances, device.instance_weights, strict=True)
+        shares = _by_instance(shares, dict(weights))
     if len(shares) == 1 and shares[0].weight == 1.0:
         return tuple(shares)
     held = [share for share in shares if share.weight > 0.0]
@@ -54,6 +57,36 @@ def whole(shares: Sequence[Share]) -> tuple[Share, ...]:
     elif total < 1.0 - 1e-6:
         held.append(Share(bucket=Bucket.FREE, weight=1.0 - total, source=held[0].source))
     return tuple(_distinct(held))
+
+
+def _by_instance(shares: Sequence[Share], weights: Mapping[str, float]) -> Sequence[Share]:
+    """Return the shares of a card that is cut up, with the weights of its MIG devices.
+
+    Shares of the same device divide it. What holds no device shares what is left; where nothing does,
+    every device left has a FREE share. Without any device named, a job holds the card as a whole.
+    """
+    held = [share for share in shares if share.weight > 0.0]
+    named = [share for share in held if share.instance in weights]
+    others = [s for s in held if s.instance not in weights and s.bucket is not Bucket.FREE]
+    if others and not named:
+        return shares
+    asked: dict[str | None, float] = {}
+    for share in named:
+        asked[share.instance] = asked.get(share.instance, 0.0) + share.weight
+    parts = [
+        replace(share, weight=weights[share.instance or ""] * share.weight / asked[share.instance])
+        for share in named
+    ]
+    if others:
+        left = max(0.0, 1.0 - sum(share.weight for share in parts))
+        total = sum(share.weight for share in others)
+        return [*parts, *(replace(s, weight=left * s.weight / total) for s in others)]
+    source = shares[0].source if shares else None
+    return parts + [
+        Share(bucket=Bucket.FREE, weight=weight, source=source, instance=name, resident=False)
+        for name, weight in weights.items()
+        if name not in asked
+    ]
 
 
 def _distinct(shares: Sequence[Share]) -> list[Share]:

@@ -14,7 +14,7 @@ from flopwatch_proto import codec
 from flopwatch_proto.errors import PermanentError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
-_RECORDS: Final = ("slots", "rosters", "events", "probes")
+_RECORDS: Final = ("slots", "rosters", "events", "probes", "captures")
 
 
 def split(payload: pb.Payload, bytes_max: int) -> Iterator[pb.Batch]:

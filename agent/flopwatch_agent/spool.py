@@ -28,10 +28,12 @@ Without a directory the spool is memory only: simulated nodes use it.
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar, cast
 
 from flopwatch_agent.clock import Clock, SystemClock
 from flopwatch_agent.split import split
@@ -54,14 +56,33 @@ _CHUNK: Final = (256, 4 * 1024 * 1024)
 _MEMORY_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _alone(method: _Method) -> _Method:
+    """One call at a time: an append in a thread, whose disk is slow, and the loop that reads."""
+
+    @functools.wraps(method)
+    def locked(self: Spool, *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return cast(_Method, locked)
+
+
 class Spool:
-    """See the module. Not safe for threads: one event loop owns it."""
+    """See the module.
+
+    One event loop owns it, and may append in a thread (``asyncio.to_thread``), so that a disk that stalls
+    does not hold up the readings. Calls wait for each other; properties never wait.
+    """
 
     def __init__(self, store: Store, state: State, limits: SpoolLimits) -> None:
         self._store = store
         self._state = state
         self._limits = limits
         self._sent_seq = 0
+        self._lock = threading.RLock()
 
     @classmethod
     def open(
@@ -101,6 +122,11 @@ class Spool:
         return self._state.produced_rows
 
     @property
+    def newest_unix_ms(self) -> int:
+        """End of the newest interval row ever appended, by this run or an earlier one; 0 without any."""
+        return self._state.newest_unix_ms
+
+    @property
     def state(self) -> State:
         """Identity and cumulative counters."""
         return self._state
@@ -125,11 +151,13 @@ class Spool:
         """Whether everything, gaps included, is acknowledged."""
         return self._state.acked_seq + 1 >= self._state.next_seq
 
+    @_alone
     def oldest_unix_ms(self) -> int:
         """Return the start of the oldest record that is pending; 0 without any."""
         records = self._read(self._state.acked_seq, 1, 0)
         return records[0].first_unix_ms if records else 0
 
+    @_alone
     def take_notices(self) -> list[tuple[str, str]]:
         """Return and forget (kind, text) of what befell the spool, for events and the log."""
         if not isinstance(self._store, Home):
@@ -140,6 +168,7 @@ class Spool:
 
     # ---- the verbs --------------------------------------------------------------------------
 
+    @_alone
     def append(self, payload: pb.Payload) -> int:
         """Store the payload, split where it is large; return the seq of its last batch."""
         self._state = self._store.settle(self._state)
@@ -152,6 +181,7 @@ class Spool:
                 produced_batches=self._state.produced_batches + 1,
                 produced_rows=self._state.produced_rows + record.rows,
                 produced_bytes=self._state.produced_bytes + record.frame_bytes,
+                newest_unix_ms=record.last_unix_ms if record.rows else self._state.newest_unix_ms,
             )
             if not batch.payload:
                 state = _count_dropped(state, [record])
@@ -159,6 +189,7 @@ class Spool:
             self._commit(state, put=[record])
         return self._state.next_seq - 1
 
+    @_alone
     def pending(
         self, after_seq: int, batches_max: int, bytes_max: int, *, at_least_one: bool = False
     ) -> list[pb.AgentFrame]:
@@ -177,6 +208,7 @@ class Spool:
             self._sent_seq = max(self._sent_seq, records[-1].last_seq)
         return [record.to_frame() for record in records]
 
+    @_alone
     def acknowledge(self, through_seq: int) -> None:
         """Forget every record up to and with that seq."""
         through_seq = min(through_seq, self._state.next_seq - 1)
@@ -188,12 +220,14 @@ class Spool:
         self._commit(state, delete=(0, through_seq))
         self._state = self._store.settle(self._state)
 
+    @_alone
     def drop_older_than(self, oldest_start_unix_ms: int) -> None:
         """Declare batches that end before that time a gap: the collector keeps no such rows."""
         self._drop_head(
             lambda r: r.rows > 0 and r.last_unix_ms <= oldest_start_unix_ms, "too_old", 0
         )
 
+    @_alone
     def close(self) -> None:
         """Release the files."""
         self._store.close()

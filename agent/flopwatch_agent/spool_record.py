@@ -115,6 +115,7 @@ class State:
     Attributes:
         acked_seq: every seq up to it was acknowledged.
         acked_rows: interval rows of those seqs.
+        newest_unix_ms: end of the newest interval row ever appended; 0 without any.
     """
 
     spool_id: str
@@ -128,6 +129,7 @@ class State:
     dropped_rows: int = 0
     dropped_bytes: int = 0
     generation: int = 0
+    newest_unix_ms: int = 0
 
     def encode(self) -> bytes:
         """Return the state as JSON after its check."""
@@ -141,7 +143,7 @@ class State:
         if hashlib.blake2b(body, digest_size=16).digest() != check:
             return None
         fields: dict[str, Any] = msgspec.json.decode(body)
-        return State(**fields)
+        return State(**{name: fields[name] for name in State.__slots__ if name in fields})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

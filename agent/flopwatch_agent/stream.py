@@ -22,13 +22,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import os
 import random as random_module
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
-
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # before grpc is imported; we never fork
 
 import grpc
 import structlog
@@ -94,6 +91,7 @@ class Counters:
 
     Attributes:
         rejects: code → batches the collector will never take.
+        captures_ignored: requests for readings that nobody here took, or that made trouble.
         skew_ms: collector's clock less ours, when last heard; None before.
         last_error: why the last session ended; empty while connected.
     """
@@ -104,6 +102,7 @@ class Counters:
     acked_rows: int = 0
     acked_batches: int = 0
     rejects: dict[str, int] = field(default_factory=dict)
+    captures_ignored: int = 0
     skew_ms: float | None = None
     last_error: str = ""
 
@@ -116,6 +115,9 @@ class Stream:
         random: of the jitter; tests pass a seeded one.
         channel: makes a channel to the target; the stream closes it after each session.
         interval_ms: the grid of the send spread.
+
+    Attributes:
+        on_capture: takes requests for readings; None: they are ignored, and counted.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Stream:
         self.welcome_seconds = welcome_seconds
         self.counters = Counters()
         self.goodbye_frame: pb.Goodbye | None = None
+        self.on_capture: Callable[[pb.CaptureRequest], None] | None = None
         self._random = random or random_module.Random()
         self._channel = channel
         self._backoff = backoff or Backoff()
@@ -290,6 +293,16 @@ class Stream:
         self.counters.acked_batches += self.spool.state.acked_seq - before
         self.counters.acked_rows += stored_rows
         self._changed.set()
+
+    def captured(self, capture: pb.CaptureRequest) -> None:
+        """Pass a request for readings on; whatever it does there, the session goes on."""
+        if self.on_capture is not None:
+            try:
+                self.on_capture(capture)
+                return
+            except Exception as exc:
+                _log.warning("capture_failed", id=capture.id[:64], error=_error_text(exc))
+        self.counters.captures_ignored += 1
 
     def hold_seconds(self, spread_ms: int) -> float:
         """Return how long a new interval waits for this node's turn."""

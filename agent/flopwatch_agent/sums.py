@@ -58,6 +58,8 @@ _FIELDS: Final[dict[str, tuple[int, str, float]]] = {
             "application_clock",
         )
     },
+    # A driver counts double precision on the tensor pipe as DFMA or, a newer one, as DMMA: see `_activity`.
+    "dmma_active_ratio": (_RATIO, "_dmma_active_ms", 1.0),
     "energy_joules_total": (_COUNTER, "energy_joules", 1.0),
     "ecc_corrected_total": (_COUNTER, "ecc_corrected_count", 1.0),
     "ecc_uncorrected_total": (_COUNTER, "ecc_uncorrected_count", 1.0),
@@ -75,12 +77,15 @@ _FIELDS: Final[dict[str, tuple[int, str, float]]] = {
 """Field of a reading → how it is summed, its column, and the factor to the column's unit."""
 
 _ORIGIN: Final = {
-    **{column: name for name, (_, column, _) in _FIELDS.items()},
+    **{column: name for name, (_, column, _) in _FIELDS.items() if column[0] != "_"},
     "sm_active_ms": "sm_active_ratio",
     "tensor_active_ms": "tensor_active_ratio",
     "sm_clock_mhz_seconds": "sm_clock_mhz",
 }
 """Column → the field it comes from: whose absence is the column's."""
+
+_TRUST: Final = {"dcgm": 1, "gpm": 2, "cycle_counters": 3}
+"""Methods by how far they are trusted: a row is as good as the least of what it counted."""
 
 _COUNTED: Final = ("tensor_active_ratio", "sm_active_ratio", "sm_clock_mhz")
 _DERIVED: Final = (
@@ -106,6 +111,7 @@ class Increment:
         counted: S, A and the SM clock are all known.
         imma_known: the integer pipe's share is known.
         dfma_known: the double-precision pipe's share is known.
+        method: of the newer reading.
     """
 
     amounts: dict[str, float] = field(default_factory=dict)
@@ -115,10 +121,15 @@ class Increment:
     counted: bool = False
     imma_known: bool = True
     dfma_known: bool = True
+    method: str = "gpm"
 
 
 def increment(
-    before: Mapping[str, Value], now: Mapping[str, Value], span_ms: float, elapsed_seconds: float
+    before: Mapping[str, Value],
+    now: Mapping[str, Value],
+    span_ms: float,
+    elapsed_seconds: float,
+    method: str = "gpm",
 ) -> Increment:
     """Return what a card did between two readings.
 
@@ -128,7 +139,7 @@ def increment(
         span_ms: wall-clock time between them, to which activity refers.
         elapsed_seconds: time that really passed (CLOCK_BOOTTIME), to which rates refer.
     """
-    step = Increment(covered=True)
+    step = Increment(covered=True, method=method)
     amounts, failed = step.amounts, step.failed
     for name, value in now.items():
         how = _FIELDS.get(name)
@@ -180,11 +191,12 @@ def _activity(step: Increment, now: Mapping[str, Value], span_ms: float) -> None
     amounts["tensor_active_ms"] = tensor * span_ms
     amounts["_sm_mhz_ms"] = sm * mhz * span_ms
     amounts["_tensor_mhz_ms"] = tensor * mhz * span_ms
+    dmma_ms = amounts.get("_dmma_active_ms")
     step.imma_known = "imma_active_ms" in amounts
-    step.dfma_known = "dfma_active_ms" in amounts
+    step.dfma_known = "dfma_active_ms" in amounts or dmma_ms is not None
     left_ms = amounts["tensor_active_ms"]
-    for pipe in ("imma", "dfma"):
-        part_ms = min(amounts.get(f"{pipe}_active_ms", 0.0), left_ms)
+    for pipe, also_ms in (("imma", None), ("dfma", dmma_ms)):
+        part_ms = min(max(amounts.get(f"{pipe}_active_ms", 0.0), also_ms or 0.0), left_ms)
         if part_ms > 0.0:
             amounts[f"_{pipe}_ms"] = part_ms
             amounts[f"_{pipe}_mhz_ms"] = part_ms * mhz
@@ -206,7 +218,11 @@ def _known(step: Increment, now: Mapping[str, Value], name: str, largest: float)
 
 
 class Sums:
-    """The open row of one card: integer milliseconds, amounts, maxima, and what failed."""
+    """The open row of one card, or of a MIG device: milliseconds, amounts, maxima, and what failed.
+
+    Attributes:
+        method: where what was counted comes from; ``none`` while nothing was.
+    """
 
     __slots__ = (
         "counted_ms",
@@ -216,6 +232,7 @@ class Sums:
         "failed",
         "imma_known",
         "maxima",
+        "method",
         "resident_ms",
         "silent",
         "totals",
@@ -230,6 +247,7 @@ class Sums:
         self.maxima: dict[str, float] = {}
         self.failed: set[str] = set()
         self.silent = False
+        self.method = "none"
         self.imma_known = True
         self.dfma_known = True
 
@@ -259,6 +277,8 @@ class Sums:
             self.failed |= step.failed
         if step.counted:
             self.counted_ms += part_ms
+            if self.method == "none" or _TRUST.get(step.method, 0) < _TRUST.get(self.method, 0):
+                self.method = step.method
             self.imma_known &= step.imma_known
             self.dfma_known &= step.dfma_known
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -67,13 +69,13 @@ def _loop_flops(context: Context, result: ProbeResult) -> float | None:
 def agent_cost(context: Context) -> Findings:
     """Watch an agent at 1 Hz for a while: CPU time and memory of it and its driver child."""
     settle, seconds = (1.5, 1.5) if context.quick else (6.0, 20.0)
-    lacking = [name for name in _AGENT_MODULES if importlib.util.find_spec(name) is None]
-    if lacking:
+    if lacking := missing_modules():
         what = f"source and fold alone: no {', '.join(lacking)}"
         found = asyncio.run(_source_alone(settle, seconds))
     else:
         what = "the whole agent"
-        found = _whole_agent(settle, seconds)
+        with running_agent(settle) as pid:
+            found = costs(pid, seconds)
     cpu = sum(cost.cpu_percent for cost in found.values())
     rss = sum(cost.rss_mib for cost in found.values())
     judged = context.fake is None
@@ -85,7 +87,14 @@ def agent_cost(context: Context) -> Findings:
     return findings, {"what": what, "processes": [asdict(cost) for cost in found.values()]}
 
 
-def _whole_agent(settle: float, seconds: float) -> dict[int, Cost]:
+def missing_modules() -> list[str]:
+    """Return the modules that the whole agent needs and this interpreter lacks."""
+    return [name for name in _AGENT_MODULES if importlib.util.find_spec(name) is None]
+
+
+@contextmanager
+def running_agent(settle: float) -> Iterator[int]:
+    """Run an agent that talks to nobody; its pid, once it had `settle` seconds to begin."""
     with tempfile.TemporaryDirectory() as scratch:
         command = (
             *(sys.executable, "-m", "flopwatch_agent", "--collector", _NOBODY_LISTENS),
@@ -99,7 +108,7 @@ def _whole_agent(settle: float, seconds: float) -> dict[int, Cost]:
             time.sleep(settle)
             if process.poll() is not None:
                 raise RuntimeError(f"the agent ended with code {process.returncode}")
-            return costs(process.pid, seconds)
+            yield process.pid
         finally:
             process.terminate()
             try:

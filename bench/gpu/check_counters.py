@@ -15,7 +15,11 @@ from gpu.result import Context, Finding
 from gpu.sampler import Sample, Sampler, code_text, opened
 from gpu.tolerances import judge
 
+from flopwatch_agent.driver.card import Card
+from flopwatch_agent.driver.cycles import CHECKS_FAILED_MAX
+from flopwatch_agent.driver.inventory import Listed
 from flopwatch_agent.driver.library import Library
+from flopwatch_agent.driver.processes import ComputeProcesses
 from flopwatch_kernels import peaks
 
 CYCLE_METRICS: Final = {
@@ -37,6 +41,7 @@ CYCLES_SINCE_DRIVER: Final = 595
 """The branch whose binding names them first."""
 
 INTERVALS_MS: Final = (50, 100, 200, 1000)
+_READ_SECONDS: Final = 0.25
 _REFERENCE_MS: Final = 1000
 _JUDGED_FROM_MS: Final = 200  # the shortest that the agent ever uses
 
@@ -61,6 +66,7 @@ def cycles(context: Context) -> Findings:
         wanted = (*CYCLE_METRICS, 5)
         early, late = (sampler.metrics(*p, wanted) for p in ((first, middle), (middle, last)))
         whole = sampler.metrics(first, last, wanted)
+        method = _agents_method(library, listed)
         running.wait_for_marks(0, (last.boot_ns - log.marks[0][0]) / 1e9 + 0.2)
         known = log.flops_between(middle.boot_ns, last.boot_ns)
     kinds = {m: counter_kind(early[m][1], late[m][1], whole[m][1]) for m in CYCLE_METRICS}
@@ -70,6 +76,7 @@ def cycles(context: Context) -> Findings:
         "values": {str(m): [early[m][1], late[m][1], whole[m][1]] for m in CYCLE_METRICS},
         "sm_clock_mhz": mhz,
     }
+    values["agents_method"] = method
     present = [m for m in CYCLE_METRICS if late[m][0] == 0]
     due = _branch(context.the_card.driver) >= CYCLES_SINCE_DRIVER
     presence = Finding(
@@ -80,12 +87,31 @@ def cycles(context: Context) -> Findings:
     )
     if not {248, 250} <= set(present):
         return (presence,), values
+    estimator = Finding(
+        name="the agent's own estimator",
+        seen=method,
+        expected="cycle_counters",
+        agrees=method == "cycle_counters",
+    )
     seconds = (last.boot_ns - middle.boot_ns) / 1e9
     moved = {m: _moved(kinds[m], early[m][1], late[m][1]) for m in present}
     return (
         presence,
+        estimator,
         *_scaled(context, values, moved, late[5][1], known, seconds, mhz),
     ), values
+
+
+def _agents_method(library: Library, listed: Listed) -> str:
+    """Return where the agent takes activity from after a few readings, and why not from cycles."""
+    card = Card(library, listed, ComputeProcesses(library), first_read=0)
+    try:
+        for _ in range(CHECKS_FAILED_MAX + 3):
+            reading = card.read()
+            time.sleep(_READ_SECONDS)
+    finally:
+        card.close()
+    return reading.method if reading.disagreement is None else reading.disagreement
 
 
 def _scaled(

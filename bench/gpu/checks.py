@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from gpu import check_cost, check_counters, check_driver, check_gemm
+from gpu import check_cost, check_counters, check_driver, check_gemm, check_training
 from gpu.check_driver import Findings
 from gpu.result import Context
 
@@ -75,6 +75,12 @@ CHECKS: Final = (
         run=check_driver.latency,
     ),
     Check(name="cost", about="cost of the agent", deadline_seconds=75.0, run=check_cost.agent_cost),
+    Check(
+        name="training",
+        about="training with the agent and without",
+        deadline_seconds=150.0,
+        run=check_training.training,
+    ),
     _gemm("fp16"),
     _gemm("tf32"),
 )

@@ -120,6 +120,13 @@ TOLERANCES: Final = {
         unit="ms",
         why="a tenth of the reading period; with eight cards one read must still end inside a second",
     ),
+    "slow_down": Tolerance(
+        low=-math.inf,
+        high=1.0,
+        unit="%",
+        why="a tenth of what two runs of the same training differ by; six pairs of windows tell half a "
+        "percent",
+    ),
     "agent_cpu": Tolerance(
         low=-math.inf, high=1.0, unit="% of a core", why="budget of the agent on a node"
     ),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import IO, Any, Final
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -63,13 +64,34 @@ class Api:
             ApiError: the collector failed, or what answers is no collector.
         """
         asked = {key: value for key, value in parameters.items() if value is not None}
+        return self._answer("GET", path, params=asked)
+
+    def post(self, path: str, content: Mapping[str, Any]) -> Answer:
+        """The answer to a POST of JSON. Raises: as `get`."""
+        return self._answer("POST", path, json=content)
+
+    def download(self, path: str, file: IO[bytes]) -> None:
+        """Write the answer to a GET into a file, however large it is. Raises: as `get`."""
         try:
-            response = self._client.get(path, params=asked)
+            with self._client.stream("GET", path) as response:
+                if not response.is_success:
+                    raise ApiError(f"{self.url}{path} answered {response.status_code}")
+                for part in response.iter_bytes():
+                    file.write(part)
         except httpx.HTTPError as exc:
-            raise ApiUnreachableError(
-                f"cannot reach {self.url}: is the collector running? "
-                f'start it with "flopwatch up" ({_reason(exc)})'
-            ) from exc
+            raise self._unreachable(exc) from exc
+
+    def _unreachable(self, exc: httpx.HTTPError) -> ApiUnreachableError:
+        return ApiUnreachableError(
+            f"cannot reach {self.url}: is the collector running? "
+            f'start it with "flopwatch up" ({_reason(exc)})'
+        )
+
+    def _answer(self, method: str, path: str, **more: Any) -> Answer:
+        try:
+            response = self._client.request(method, path, **more)
+        except httpx.HTTPError as exc:
+            raise self._unreachable(exc) from exc
         try:
             data = response.json()
         except (json.JSONDecodeError, UnicodeDecodeError) as exc:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from flopwatch_collector import config as configuration
 from flopwatch_collector.app import serve
+from flopwatch_collector.config import CollectorConfig
+from flopwatch_collector.supervised import supervised
 from flopwatch_proto import logs
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
@@ -30,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--inventory": ("inventory", flags.inventory),
             },
         )
-        asyncio.run(serve(config, _say))
+        asyncio.run(_run(config))
     except UsageError as exc:
         if str(exc):
             sys.stderr.write(f"flopwatch collector: {exc}\n")
@@ -41,6 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+async def _run(config: CollectorConfig) -> None:
+    async with supervised() as ready:
+
+        def say(line: str) -> None:
+            _say(line)
+            if line.startswith("dashboard "):  # the last part to start
+                ready()
+
+        await serve(config, say)
 
 
 def _say(line: str) -> None:

@@ -15,7 +15,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
 from flopwatch_collector import inventory
+from flopwatch_collector.captures import Captures
 from flopwatch_collector.child import Child
 from flopwatch_collector.config import CollectorConfig
 from flopwatch_collector.control.store import ControlStore
@@ -35,6 +36,10 @@ from flopwatch_collector.live import Live
 from flopwatch_collector.paging.outbox import Sender
 from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.paging.webhook import Webhook, secret_of
+from flopwatch_collector.roster.gather import SlurmRosters
+from flopwatch_collector.roster.kubernetes_gather import KubernetesRosters
+from flopwatch_collector.roster.meter import Meter
+from flopwatch_collector.roster.metrics import RosterMetrics
 from flopwatch_collector.rules.registry import RULES, settings_of
 from flopwatch_collector.telemetry.arrival import declared
 from flopwatch_collector.telemetry.dirty import dirty_minutes
@@ -101,8 +106,13 @@ class Collector:
         live = Live(started, lambda cluster: settings_of(mfu, cluster, config.rules))
         _declare(store, declared, started)
         await asyncio.to_thread(live.load, store, started)
+        captures = Captures(control, store, unix_ms)
         ingest = IngestServer(
-            store, live, registry=self.registry, inventoried=frozenset(s.cluster for s in declared)
+            store,
+            live,
+            registry=self.registry,
+            inventoried=frozenset(s.cluster for s in declared),
+            captures=captures,
         )
         port = await ingest.start(config.listen.grpc)
         stack.push_async_callback(ingest.stop)
@@ -124,7 +134,11 @@ class Collector:
             sender.wake,
         )
         reads = ReadServer(
-            store, config.directory / "read.sock", status=self._status, metrics=self._metrics
+            store,
+            config.directory / "read.sock",
+            status=self._status,
+            metrics=self._metrics,
+            agents=lambda: live.agents.listed(unix_ms()),
         )
         await reads.start()
         stack.push_async_callback(reads.close)
@@ -135,8 +149,28 @@ class Collector:
         self.say(f"dashboard {self.health.http_url}")
         log.info("collector_ready", ingest=self.health.ingest_address, http=self.health.http_url)
         return await stack.enter_async_context(
-            _together(watch.run(), sender.run(), self._roll(store), web.keep())
+            _together(
+                watch.run(),
+                sender.run(),
+                self._roll(store),
+                web.keep(),
+                captures.run(),
+                *self._schedulers(store, live),
+            )
         )
+
+    def _schedulers(
+        self, store: TelemetryStore, live: Live
+    ) -> tuple[Coroutine[Any, Any, None], ...]:
+        """Ask the schedulers, and compare what they say with what nodes see."""
+        metrics, config = RosterMetrics(self.registry), self.config
+        slurm = SlurmRosters(
+            store=store, sink=live, config=config.slurm, metrics=metrics, now_unix_ms=unix_ms
+        )
+        kubernetes = KubernetesRosters(
+            store=store, sink=live, config=config.kubernetes, metrics=metrics, now_unix_ms=unix_ms
+        )
+        return slurm.run(), kubernetes.run(), Meter(live, store, unix_ms).run()
 
     async def _roll(self, store: TelemetryStore) -> None:
         """Keep minutes and hours in step with raw rows; a failure is counted and tried again."""

@@ -14,6 +14,8 @@ import msgspec
 
 from flopwatch_collector.paging import settings as paging
 from flopwatch_collector.paging.settings import PagingConfig
+from flopwatch_collector.roster.kubernetes_settings import KubernetesConfig
+from flopwatch_collector.roster.slurm_settings import SlurmConfig
 from flopwatch_collector.rules import registry
 from flopwatch_collector.rules.settings import RulesConfig
 from flopwatch_proto import settings
@@ -45,8 +47,8 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Everything the collector is told.
 
     Attributes:
-        data: directory of everything it keeps; None: ``/var/lib/flopwatch`` as root, else
-            ``~/.local/share/flopwatch``.
+        data: directory of everything it keeps; None: systemd's ``STATE_DIRECTORY``, as root
+            ``/var/lib/flopwatch``, else ``~/.local/share/flopwatch``.
         inventory: file of the slots of record; None: slots are in service from their first row.
     """
 
@@ -57,12 +59,16 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     control: StoreConfig = StoreConfig()
     rules: RulesConfig = RulesConfig()
     paging: PagingConfig = PagingConfig()
+    slurm: SlurmConfig = SlurmConfig()
+    kubernetes: KubernetesConfig = KubernetesConfig()
 
     @property
     def directory(self) -> Path:
         """The data directory."""
         if self.data is not None:
             return Path(self.data).absolute()
+        if state := os.environ.get("STATE_DIRECTORY"):
+            return Path(state.partition(":")[0])
         home = Path("/var/lib/flopwatch")
         return home if os.geteuid() == 0 else Path.home() / ".local/share/flopwatch"
 
@@ -96,12 +102,29 @@ def load(
     )
     for key in ("grpc", "http"):
         _check_address(f"listen.{key}", getattr(config.listen, key))
+    if config.kubernetes.cluster and config.kubernetes.cluster == config.slurm.cluster:
+        raise UsageError(
+            f"kubernetes.cluster is {config.kubernetes.cluster!r}, and so is slurm.cluster; "
+            "one scheduler speaks for a cluster"
+        )
     paging.validate(config.paging)
     registry.validate(config.rules)
     return config
 
 
-AGENT_SECTIONS: Final = ("agent", "nvml", "processor", "host", "jobs", "spool", "metrics", "api")
+AGENT_SECTIONS: Final = (
+    "agent",
+    "allocation",
+    "nvml",
+    "processor",
+    "host",
+    "dcgm",
+    "kernel_log",
+    "jobs",
+    "spool",
+    "metrics",
+    "api",
+)
 """Sections of the agent and the client, which may stand in the same environment."""
 
 

@@ -29,6 +29,7 @@ from typing import Final, Protocol
 import grpc
 import structlog
 
+from flopwatch_collector.captures import Captures
 from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.telemetry.arrival import (
     Arrival,
@@ -60,6 +61,9 @@ SMALL_FLEET_STREAMS: Final = 100
 
 class Sink(Protocol):
     """Who wants to know at once what was stored, or said. Called on the event loop; must not wait."""
+
+    def hello(self, hello: pb.Hello, now_unix_ms: int) -> None:
+        """Take who opened a stream."""
 
     def add(
         self, cluster: str, node: str, simulated: bool, columns: Columns, stored_unix_ms: int
@@ -137,6 +141,7 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         *,
         metrics: IngestMetrics,
         inventoried: Collection[str] = (),
+        captures: Captures | None = None,
         serving: Callable[[bool], None] = lambda serves: None,
         now_unix_ns: Callable[[], int] = time.time_ns,
         chance: random.Random | None = None,
@@ -144,6 +149,7 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         self._sink = sink
         self._metrics = metrics
         self._inventoried = frozenset(inventoried)
+        self._captures = captures
         self._serving = serving
         self._now_unix_ns = now_unix_ns
         self._chance = chance or random.Random()
@@ -196,6 +202,8 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         stream = _Stream(await self._welcome(first, context), context, serving)
         self._streams.add(stream)
         self._metrics.streams.inc()
+        if self._captures is not None:
+            self._captures.opened(stream.origin.cluster, stream.origin.node, stream.tell)
         try:
             async for frame in request_iterator:
                 await self._take(stream, frame)
@@ -206,6 +214,8 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         finally:
             self._streams.discard(stream)
             self._metrics.streams.dec()
+            if self._captures is not None:
+                self._captures.closed(stream.origin.cluster, stream.origin.node, stream.tell)
 
     async def _welcome(self, first: pb.AgentFrame, context: Context) -> Origin:
         wrong = _wrong(first)
@@ -231,6 +241,7 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
             max_batch_bytes=BATCH_BYTES_MAX,
             server_wall_unix_ns=now_unix_ns,
         )
+        self._sink.hello(hello, now_unix_ns // 1_000_000)
         await context.write(pb.CollectorFrame(welcome=welcome))
         return Origin(
             cluster=hello.cluster,
@@ -341,6 +352,8 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         self._metrics.rows.inc(arrival.interval_rows)
         if "slot" in tables:
             self._sink.slots(cluster, simulated, tables["slot"])
+        if "capture" in tables and self._captures is not None:
+            self._captures.answered(tables["capture"])
         for roster in arrival.rosters:
             self._sink.roster(cluster, simulated, roster)
         if "interval" in tables:

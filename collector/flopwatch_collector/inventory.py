@@ -85,7 +85,8 @@ def load(path: Path) -> tuple[Slot, ...]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"inventory {path} cannot be read: {exc}") from exc
+        reason = exc.strerror if isinstance(exc, OSError) else "not UTF-8 text"
+        raise UsageError(f"inventory {path} cannot be read: {reason}") from exc
     return parse(text, name=str(path))
 
 
@@ -103,10 +104,10 @@ def parse(text: str, *, name: str = "inventory") -> tuple[Slot, ...]:
         raise UsageError(f"{name}: slot must be a list of tables: write [[slot]]")
     slots: list[Slot] = []
     for number, table in enumerate(tables, start=1):
-        slots.extend(_slots_of(table, f"{name}: [[slot]] {number}"))
+        slots.extend(slots_of(table, f"{name}: [[slot]] {number}"))
         if len(slots) > SLOTS_MAX:
             raise UsageError(f"{name}: more than {SLOTS_MAX} slots; check the ranges")
-    _refuse_overlaps(slots, name)
+    refuse_overlaps(slots, name)
     return tuple(slots)
 
 
@@ -114,13 +115,20 @@ def declarations(slots: Iterable[Slot], read_unix_ms: int) -> dict[str, list[pb.
     """Declarations by cluster. What has no beginning begins when it is read: the file invents no past."""
     by_cluster: dict[str, list[pb.SlotDeclaration]] = {}
     for slot in slots:
+        if (
+            not slot.from_unix_ms
+            and slot.to_unix_ms is not None
+            and slot.to_unix_ms <= read_unix_ms
+        ):
+            continue  # it ended before this reading, and an earlier one declared it
         declaration = slot.declaration()
         declaration.from_unix_ms = declaration.from_unix_ms or read_unix_ms
         by_cluster.setdefault(slot.cluster, []).append(declaration)
     return by_cluster
 
 
-def _slots_of(table: Mapping[str, Any], where: str) -> list[Slot]:
+def slots_of(table: Mapping[str, Any], where: str) -> list[Slot]:
+    """The slots of one table. Raises: UsageError naming the key and the fix, beginning with ``where``."""
     for key in table:
         if key not in KEYS:
             nearest = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.0)[0]
@@ -186,13 +194,25 @@ def _names(table: Mapping[str, Any], key: str, where: str) -> list[str]:
         texts = value
     else:
         raise UsageError(f'{where}: {key} must be a range like "n[0-7]" or a list of names')
+    return _expanded(texts, f"{where}: {key}", numbers=key == "slots")
+
+
+def names_in(text: str, where: str, *, numbers: bool = False) -> list[str]:
+    """The names that a text stands for, as in the file; numbers: ``0-7`` is a range by itself.
+
+    Raises:
+        UsageError: beginning with ``where``.
+    """
+    return _expanded(_split(text), where, numbers=numbers)
+
+
+def _expanded(texts: Sequence[str], where: str, *, numbers: bool) -> list[str]:
     names: list[str] = []
     for text in texts:
-        if key == "slots" and SPAN.fullmatch(text):
-            text = f"[{text}]"
-        names.extend(expand(text, f"{where}: {key}"))
+        span = numbers and SPAN.fullmatch(text)
+        names.extend(expand(f"[{text}]" if span else text, where))
     if len(set(names)) != len(names):
-        raise UsageError(f"{where}: {key} names something twice")
+        raise UsageError(f"{where} names something twice")
     return names
 
 
@@ -231,7 +251,8 @@ def _numbers(spans: str, where: str) -> list[str]:
     return numbers
 
 
-def _refuse_overlaps(slots: Sequence[Slot], name: str) -> None:
+def refuse_overlaps(slots: Sequence[Slot], name: str) -> None:
+    """Raises: UsageError: a slot has two states at one time."""
     ordered = sorted(slots, key=lambda s: (s.cluster, s.node, s.slot, s.from_unix_ms))
     for one, two in pairwise(ordered):
         same = (one.cluster, one.node, one.slot) == (two.cluster, two.node, two.slot)

@@ -12,6 +12,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
+from flopwatch_collector.captures import Captures
 from flopwatch_collector.ingest import Ingest, Sink
 from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.telemetry.store import TelemetryStore
@@ -50,6 +51,7 @@ class IngestServer:
         credentials: grpc.ServerCredentials | None = None,
         streams_max: int = 10_000,
         inventoried: Collection[str] = (),
+        captures: Captures | None = None,
         now_unix_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._store = store
@@ -58,6 +60,7 @@ class IngestServer:
         self._credentials = credentials
         self._streams_max = streams_max
         self._inventoried = inventoried
+        self._captures = captures
         self._now_unix_ns = now_unix_ns
         self.port = 0
 
@@ -88,6 +91,7 @@ class IngestServer:
             self._sink,
             metrics=self._metrics,
             inventoried=self._inventoried,
+            captures=self._captures,
             serving=self._serve,
             now_unix_ns=self._now_unix_ns,
         )

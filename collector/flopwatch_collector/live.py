@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from flopwatch_collector.ledger.account import account
+from flopwatch_collector.agents import Agents
 from flopwatch_collector.ledger.draft import Lines
 from flopwatch_collector.ledger.evidence import (
     FOREVER,
@@ -33,10 +33,11 @@ from flopwatch_collector.ledger.evidence import (
     rows_of,
     seats_of,
 )
-from flopwatch_collector.ledger.gather import heard_in_rosters
+from flopwatch_collector.ledger.gather import Evidence, heard_in_rosters
 from flopwatch_collector.ledger.sheet import Sheet, joined, sheet_of_lines
 from flopwatch_collector.live_tables import (
     COLUMNS,
+    in_memory,
     newest_rows,
     overlapping,
     records,
@@ -88,10 +89,16 @@ class Live:
         """ready_unix_ms: when this collector began; mfu_settings: of a cluster: basis and classes."""
         self._ready_unix_ms = ready_unix_ms
         self._mfu_settings = mfu_settings
+        self.agents = Agents()
         self._clusters: dict[str, _Cluster] = {}
         self._lock = threading.Lock()
 
     # ---- what ingest hands over
+
+    def hello(self, hello: pb.Hello, now_unix_ms: int) -> None:
+        """Take who opened a stream."""
+        with self._lock:
+            self.agents.hello(hello, now_unix_ms)
 
     def add(
         self, cluster: str, node: str, simulated: bool, columns: Columns, stored_unix_ms: int
@@ -99,7 +106,7 @@ class Live:
         """Take interval rows of one node, just stored."""
         starts = columns["start_unix_ms"]
         if not starts or max(starts) < stored_unix_ms - KEPT_MS:
-            self._hear(cluster, simulated, node, columns)
+            self._hear(cluster, simulated, node, columns, stored_unix_ms)
             return
         columns = {
             **columns,
@@ -111,11 +118,14 @@ class Live:
             for interval in {start // INTERVAL_MS * INTERVAL_MS for start in starts}:
                 known.sheets.pop(interval, None)
             known.chunks.setdefault(min(starts) // INTERVAL_MS * INTERVAL_MS, []).append(columns)
-        self._hear(cluster, simulated, node, columns)
+        self._hear(cluster, simulated, node, columns, stored_unix_ms)
 
-    def _hear(self, cluster: str, simulated: bool, node: str, columns: Columns) -> None:
+    def _hear(
+        self, cluster: str, simulated: bool, node: str, columns: Columns, now_unix_ms: int
+    ) -> None:
         with self._lock:
             known = self._cluster(cluster, simulated)
+            self.agents.heard(cluster, node, now_unix_ms)
             for slot, start, duration in zip(
                 columns["slot"], columns["start_unix_ms"], columns["duration_ms"], strict=True
             ):
@@ -161,6 +171,7 @@ class Live:
     def goodbye(self, cluster: str, node: str, back_in_ms: int, now_unix_ms: int) -> None:
         """Take a node's leave: its silence is expected for twice as long as it said."""
         with self._lock:
+            self.agents.heard(cluster, node, now_unix_ms, leaves=True)
             if cluster in self._clusters:
                 until = now_unix_ms + 2 * back_in_ms
                 self._clusters[cluster].goodbyes[node] = now_unix_ms, until
@@ -176,6 +187,8 @@ class Live:
     ) -> None:
         """Take a node's picture of now: its newest rows, which wait behind a backlog."""
         self.add(cluster, node, simulated, columns, now_unix_ms)
+        with self._lock:
+            self.agents.status(cluster, node, status, now_unix_ms)
 
     def load(self, reader: Reader, now_unix_ms: int) -> None:
         """Fill from the store: what was stored before this collector started."""
@@ -193,10 +206,12 @@ class Live:
             )
             self.slots(name, is_simulated, slots.to_pydict())
             self._load_rosters(reader, name, is_simulated, parameters)
-            rows = reader.query(
-                f"SELECT {', '.join(COLUMNS)} FROM interval FINAL "
-                "WHERE cluster = {cluster:String} AND start_unix_ms > {recent:Int64}",
-                parameters,
+            rows = in_memory(
+                reader.query(
+                    f"SELECT {', '.join(COLUMNS)} FROM interval FINAL "
+                    "WHERE cluster = {cluster:String} AND start_unix_ms > {recent:Int64}",
+                    parameters,
+                )
             )
             heard = reader.query(
                 "SELECT node, slot, max(start_unix_ms + duration_ms) AS heard FROM interval "
@@ -289,7 +304,18 @@ class Live:
             made.append(known.sheets[start])
         return made
 
+    def evidence(self, cluster: str, window: Window) -> tuple[bool, Evidence] | None:
+        """Return whether a cluster is simulated, and its evidence for an interval; None without a roster."""
+        with self._lock:
+            known = self._clusters.get(cluster)
+            if known is None or not known.rosters:
+                return None
+            return known.simulated, self._evidence(known, window)
+
     def _judge(self, known: _Cluster, window: Window) -> Lines:
+        return self._evidence(known, window).judge(window, window.end)
+
+    def _evidence(self, known: _Cluster, window: Window) -> Evidence:
         seats = self._seats(known)
         if known.said is None:
             nothing = table_of([], "roster", ROSTER_COLUMNS)
@@ -304,14 +330,7 @@ class Live:
         rows = [max(known.heard.get(name, NEVER), self._ready_unix_ms) for name in seats.names]
         spoken = np.minimum(np.array(rows, np.int64), window.start)
         np.maximum(heard.before, spoken, out=heard.before)
-        return account(
-            window,
-            now_unix_ms=window.end,
-            seats=seats,
-            rows=rows_of(table, seats),
-            rosters=known.said,
-            heard=heard,
-        )
+        return Evidence(seats=seats, rows=rows_of(table, seats), rosters=known.said, heard=heard)
 
     def _seats(self, known: _Cluster) -> Seats:
         if known.seats is None:

@@ -43,6 +43,11 @@ def typed(columns: Mapping[str, Sequence[Any]], table: str, names: Sequence[str]
     return pa.table(arrays)
 
 
+def in_memory(table: pa.Table) -> pa.Table:
+    """Return rows from the store as those in memory are typed: the engine marks columns as never null."""
+    return table.cast(typed({}, "interval", COLUMNS).schema)
+
+
 def overlapping(table: pa.Table, window: Window) -> pa.Table:
     start = table["start_unix_ms"].to_numpy()
     inside = (start + table["duration_ms"].to_numpy() > window.start) & (start < window.end)

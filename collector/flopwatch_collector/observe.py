@@ -61,12 +61,13 @@ def allocation_observation(
         in_service_nodes=len({lines.names[k][0] for k in lines.key}),
         unseen_cards=shown["cards"]["unseen"],
         lost_points=points,
+        free_without_demand_points=_points(sheet, sheet.time(column="free_no_demand_ms")),
         onboarded_ratio=onboarded_ratio,
         causes=_lost_by_node(lines, sheet, length),
         goodbye_cards=_cards(lines, unseen & leaving, length),
         silent_nodes=_silent(lines, unseen & ~leaving, heard, ready_unix_ms),
         newest_row_unix_ms=newest_row_unix_ms,
-        witnessed_missing_points=_points(sheet, witnessed),
+        witnessed_missing_points=_points(sheet, sheet.where(witnessed).time()),
     )
 
 
@@ -112,9 +113,9 @@ def mfu_observation(
     )
 
 
-def _points(sheet: Sheet, mask: Bools) -> float:
+def _points(sheet: Sheet, card_ms: int) -> float:
     seen = sheet.time() - sheet.time(Bucket.UNSEEN)
-    return 100 * float(sheet.ints["card_ms"][mask].sum()) / seen if seen else 0.0
+    return 100 * card_ms / seen if seen else 0.0
 
 
 def _cards(lines: Lines, mask: Bools, window_ms: int) -> float:

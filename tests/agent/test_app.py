@@ -16,8 +16,9 @@ import pytest
 
 from fake_collector import FakeCollector
 from flopwatch_agent.__main__ import main
-from flopwatch_agent.app import Agent, Parts, build
-from flopwatch_agent.config import AgentConfig, JobsConfig, MetricsConfig
+from flopwatch_agent.app import Agent
+from flopwatch_agent.config import AgentConfig, AllocationConfig, JobsConfig, MetricsConfig
+from flopwatch_agent.parts import Parts, build
 from flopwatch_agent.reading import Device, Reading
 from flopwatch_agent.sources import SourceReport
 from flopwatch_agent.sources.registry import SourceEntry
@@ -122,6 +123,7 @@ def parts_of(tmp_path: Path, target: str, *sources: QuickSource) -> Parts:
         interval=Duration(1),
         jobs=JobsConfig(socket=str(tmp_path / "jobs.sock")),
         metrics=MetricsConfig(listen=""),
+        allocation=AllocationConfig(slurm="off", kubernetes="off"),  # whatever this host may be
     )
     clock = Clock()
     parts = build(config, clock)

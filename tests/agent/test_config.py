@@ -24,7 +24,7 @@ def test_without_a_word_the_agent_speaks_to_this_host() -> None:
     assert config.node == os.uname().nodename
     assert config.metrics.listen == "127.0.0.1:9752"
     assert config.interval.milliseconds == 10_000
-    assert config.sources == {"nvml": True}
+    assert config.sources == {"nvml": True, "kernel_log": True}
 
 
 def test_file_environment_and_flags_override_in_this_order(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_file_environment_and_flags_override_in_this_order(tmp_path: Path) -> No
     config = load_config(file, environ, {"--node": ("node", "n3"), "--data": ("data", None)})
     assert (config.cluster, config.node) == ("a", "n3")
     assert config.interval.milliseconds == 5000
-    assert config.sources == {"nvml": False, "processor": True}
+    assert config.sources == {"nvml": False, "kernel_log": True, "processor": True}
 
 
 @pytest.mark.parametrize(

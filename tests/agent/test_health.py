@@ -3,33 +3,57 @@
 from __future__ import annotations
 
 import socket
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flopwatch_agent.health import DRIVER_STATES, Health
+from flopwatch_agent.newest import Newest
+from flopwatch_agent.outgoing import EVENTS_MAX, Outgoing
+from flopwatch_agent.sources.host import HostReading
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream, StreamIdentity
-from flopwatch_proto.errors import UsageError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
+
+SECOND = 1_000_000_000
+
+
+class Boot:
+    """A clock whose time since boot the test sets."""
+
+    def __init__(self) -> None:
+        self.ns = 500 * SECOND
+
+    def boottime_ns(self) -> int:
+        return self.ns
+
+    def wall_unix_ns(self) -> int:
+        raise NotImplementedError
+
+    def monotonic_seconds(self) -> float:
+        raise NotImplementedError
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
 
 
 @pytest.fixture
-def health() -> Iterator[Health]:
-    made = Health()
-    yield made
-    made.close()
+def clock() -> Boot:
+    return Boot()
 
 
-def scrape(address: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{address}/metrics") as reply:
-        text = reply.read().decode()
+@pytest.fixture
+def health(clock: Boot) -> Health:
+    return Health(clock)
+
+
+def scrape(health: Health) -> dict[str, float]:
+    content_type, page = health.page()
+    assert content_type.startswith("text/plain")
     return {
         s.name + "".join(f"[{v}]" for v in s.labels.values()): s.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(page.decode())
         for s in family.samples
     }
 
@@ -38,7 +62,9 @@ async def test_spool_and_stream_are_shown_as_they_stand(health: Health) -> None:
     spool = Spool.open(None)
     who = StreamIdentity(cluster="c", node_id="n", agent_version="0")
     stream = Stream("127.0.0.1:1", who, spool)
-    health.watch(spool, stream)
+    outgoing = Outgoing(node="n", dtype="bf16", interval_ms=10_000)
+    health.watch(spool, stream, outgoing)
+    outgoing.tell([pb.Event()] * (EVENTS_MAX + 2))
     spool.append(
         pb.Payload(intervals=pb.IntervalRows(slot=[1, 1], start_unix_ms=[1, 2], duration_ms=[1, 1]))
     )
@@ -48,10 +74,11 @@ async def test_spool_and_stream_are_shown_as_they_stand(health: Health) -> None:
     health.driver_state("mismatch")
     health.source_seconds.labels(source="nvml").observe(0.002)
     health.source_failures.labels(source="nvml").inc()
-    values = scrape(health.serve("127.0.0.1:0"))
+    values = scrape(health)
     assert values["flopwatch_agent_readings_total"] == 3
     assert values["flopwatch_source_duration_seconds_count[nvml]"] == 1
     assert values["flopwatch_source_failures_total[nvml]"] == 1
+    assert values["flopwatch_agent_dropped_events_total"] == 2
     assert values["flopwatch_spool_batches"] == 1
     assert values["flopwatch_spool_bytes"] > 100
     assert values["flopwatch_spool_produced_rows_total"] == 2
@@ -66,12 +93,29 @@ async def test_spool_and_stream_are_shown_as_they_stand(health: Health) -> None:
     assert [s for s, v in states.items() if v] == ["mismatch"]
 
 
-def test_an_address_in_use_is_a_usage_error_that_names_the_key(health: Health) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        with pytest.raises(UsageError, match=r"metrics\.listen"):
-            health.serve(f"127.0.0.1:{taken.getsockname()[1]}")
+def test_a_source_that_never_comes_has_no_coverage_and_one_that_skips_has_its_part(
+    health: Health, clock: Boot
+) -> None:
+    health.expect("nvml")
+    health.expect("processor")
+    for second in range(60):
+        clock.ns += SECOND
+        if second % 4:
+            health.came("processor")
+    values = scrape(health)
+    assert values["flopwatch_source_coverage_ratio[nvml]"] == 0
+    assert values["flopwatch_source_coverage_ratio[processor]"] == 0.75
+
+
+def test_the_agent_says_what_it_costs_the_host(health: Health) -> None:
+    newest = Newest()
+    health.show_cards(newest, dtype="bf16")
+    assert "flopwatch_agent_resident_bytes" not in scrape(health)
+    newest.see_host(HostReading(taken_unix_ms=1, agent_cpu_ms=2500.0, agent_rss_bytes=1e6))
+    values = scrape(health)
+    assert values["flopwatch_agent_cpu_seconds_total"] == 2.5
+    assert values["flopwatch_agent_resident_bytes"] == 1e6
+    assert not [name for name in values if name.startswith("DCGM")]
 
 
 def test_systemd_hears_ready_alive_and_stopping(

@@ -224,6 +224,16 @@ def test_a_silent_driver_leaves_the_last_bucket_for_30_s_then_the_slot_is_failed
     assert rows[-1].values["tensor_active_ms"] is Absence.FAILED
 
 
+def test_the_time_from_a_silence_to_the_next_answer_was_not_watched() -> None:
+    fold = Fold()
+    fold.add(reading(0, {"energy_joules_total": 0.0}), [ACTIVE])
+    fold.add(reading(4000, {}, alive=False, failure="unresponsive", processes=None), [ACTIVE])
+    fold.add(reading(6000, {"energy_joules_total": 600.0}), [ACTIVE])
+    (row,) = fold.add(reading(10_000, {"energy_joules_total": 1000.0}), [ACTIVE])
+    # The energy of the 4 s that were watched, and of no other.
+    assert (row.card_times["covered_ms"], row.values["energy_joules"]) == (4000, 400.0)
+
+
 def test_a_lost_card_is_failed_at_once() -> None:
     fold = Fold()
     fold.add(reading(0), [ACTIVE])
@@ -268,11 +278,49 @@ def test_a_clock_jumping_forward_makes_no_card_time() -> None:
 
 
 def test_after_a_restart_no_row_starts_before_the_end_of_the_last() -> None:
-    fold = Fold(resume={CARD.slot: NOON + 5000})
+    fold = Fold(resume_unix_ms=NOON + 5000)
     fold.add(reading(2000), [ACTIVE])
     assert fold.add(reading(4000), [ACTIVE]) == []
     (row,) = fold.add(reading(10_000), [ACTIVE])
     assert (row.start_unix_ms, row.duration_ms) == (NOON + 5000, 5000)
+
+
+def test_a_clock_that_was_hours_ahead_does_not_silence_the_slot_for_hours() -> None:
+    year_ms = 365 * 86_400_000
+    fold = Fold(resume_unix_ms=NOON + year_ms)
+    fold.add(reading(0), [ACTIVE])
+    (row,) = fold.add(reading(10_000), [ACTIVE])
+    assert (row.start_unix_ms, row.duration_ms) == (NOON, 10_000)
+    fold.add(reading(year_ms, boot_ms=11_000), [ACTIVE])
+    (ahead,) = fold.add(reading(year_ms + 10_000, boot_ms=21_000), [ACTIVE])
+    assert ahead.start_unix_ms == NOON + year_ms
+    fold.add(reading(20_000, boot_ms=22_000), [ACTIVE])
+    (back,) = fold.add(reading(30_000, boot_ms=32_000), [ACTIVE])
+    assert (back.start_unix_ms, back.duration_ms) == (NOON + 20_000, 10_000)
+    assert fold.steps_total == 2
+
+
+def test_suspended_time_is_a_hole_and_no_step_of_the_clock() -> None:
+    fold = Fold()
+    fold.add(reading(0), [ACTIVE])
+    fold.add(reading(1000), [ACTIVE])
+    # An hour of suspend: CLOCK_BOOTTIME counts it, as the wall does.
+    rows = fold.add(reading(3_601_000), [ACTIVE])
+    rows += fold.add(reading(3_602_000), [ACTIVE])
+    assert [(row.start_unix_ms, row.duration_ms) for row in rows] == [(NOON, 1000)]
+    assert not fold.steps
+
+
+def test_a_released_card_keeps_its_holder_and_is_not_failed() -> None:
+    fold = Fold()
+    fold.add(reading(0), [ACTIVE])
+    released = replace(reading(5000), alive=False, values={}, failure="released")
+    rows = fold.add(released, [ACTIVE])
+    for second in range(6, 121):
+        dark = replace(released, taken_unix_ms=NOON + second * 1000)
+        rows += fold.add(replace(dark, boottime_ns=reading(second * 1000).boottime_ns), [ACTIVE])
+    assert {row.bucket for row in rows} == {Bucket.ACTIVE}
+    assert rows[-1].card_times["covered_ms"] == 0
 
 
 def test_a_swapped_card_starts_its_own_row_and_counters_do_not_cross() -> None:

@@ -336,3 +336,35 @@ def test_the_channel_notices_a_dead_link_and_keeps_its_connection_to_itself() ->
     assert options["grpc.keepalive_timeout_ms"] == 10_000
     assert options["grpc.http2.max_pings_without_data"] == 0
     assert options["grpc.use_local_subchannel_pool"] == 1
+
+
+async def test_requests_for_readings_reach_whoever_takes_them_and_break_nothing(
+    delivery: Delivery,
+) -> None:
+    stream = delivery.stream()
+    await delivery.collector.until(lambda: bool(delivery.collector.hellos))
+    wanted = pb.CaptureRequest(id="c", from_unix_ms=1, to_unix_ms=2, slots=["0"])
+    delivery.collector.send(pb.CollectorFrame(capture=wanted))
+    fill(delivery.spool, 1)
+    await drained(stream)
+    assert stream.counters.captures_ignored == 1
+    taken: list[pb.CaptureRequest] = []
+
+    def take(capture: pb.CaptureRequest) -> None:
+        if not capture.id:
+            raise ValueError("nonsense")
+        taken.append(capture)
+
+    stream.on_capture = take
+    for frame in (
+        pb.CollectorFrame(capture=pb.CaptureRequest()),
+        pb.CollectorFrame(),
+        pb.CollectorFrame.FromString(b"\xfa\x07\x03abc"),  # a frame of a newer collector
+        pb.CollectorFrame(capture=wanted),
+    ):
+        delivery.collector.send(frame)
+    fill(delivery.spool, 1)
+    await drained(stream)
+    assert taken == [wanted]
+    assert stream.counters.captures_ignored == 2
+    assert (stream.counters.sessions, len(delivery.collector.stored)) == (1, 2)

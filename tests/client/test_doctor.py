@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flopwatch.cli import doctor, host
+from flopwatch.cli import doctor, doctor_slurm, host
+from processes import environment
 
 
 def a_card(root: Path) -> None:
@@ -86,7 +87,38 @@ def test_the_command_prints_json_and_fails_with_a_failure(tmp_path: Path) -> Non
         text=True,
         timeout=60,
         check=False,
+        env=environment(),
     )
     said = json.loads(done.stdout)
     assert (done.returncode, said["healthy"]) == (1, False)
-    assert {f["name"] for f in said["findings"] if f["state"] == "failed"} == {"collector"}
+    failed = {f["name"] for f in said["findings"] if f["state"] == "failed"}
+    assert failed - {"processes", "environments"} == {"collector"}  # those are this user's rights
+
+
+def test_what_the_agent_may_not_see_of_jobs_is_told(tmp_path: Path) -> None:
+    environ = {
+        "FLOPWATCH_ALLOCATION__PROC": str(tmp_path),
+        "FLOPWATCH_ALLOCATION__SLURM": "off",
+        "FLOPWATCH_ALLOCATION__KUBERNETES": "off",
+    }
+    assert states(doctor.rights(environ))["processes"] == "failed"
+
+
+def test_gres_conf_in_another_order_than_the_minors_is_told(tmp_path: Path) -> None:
+    conf = tmp_path / "gres.conf"
+    for text, state in (
+        ("NodeName=n[1-2] Name=gpu Type=h100 File=/dev/nvidia[0-3,7]\n", "ok"),
+        ("Name=gpu File=/dev/nvidia0\nName=gpu File=/dev/nvidia1\n", "ok"),
+        ("Name=gpu File=/dev/nvidia[4-7,0-3]\n", "failed"),
+        ("Name=gpu Type=a File=/dev/nvidia1\nName=gpu Type=b File=/dev/nvidia0\n", "failed"),
+        ("NodeName=a Name=gpu File=/dev/nvidia1\nNodeName=b Name=gpu File=/dev/nvidia0\n", "ok"),
+        ("# Name=gpu File=/dev/nvidia[1,0]\nAutoDetect=nvml\n", "ok"),
+    ):
+        conf.write_text(text)
+        (found,) = doctor_slurm._order_of(conf)
+        assert found[1] == state, text
+    assert doctor_slurm._order_of(tmp_path / "nothing") == []
+
+
+def test_a_host_without_a_slurm_conf_says_nothing_of_slurm(tmp_path: Path) -> None:
+    assert doctor_slurm.slurm({"SLURM_CONF": str(tmp_path / "slurm.conf")}) == []

@@ -103,6 +103,7 @@ def test_a_shared_cards_rest_is_free() -> None:
         ("nodes = 4", "nodess = 4", "cluster[0].nodess: unknown key; nearest known: nodes"),
         ("nodes = 4", 'nodes = "4"', "cluster[0].nodes: expected int, got str"),
         ("nodes = 4", "nodes = 0", "cluster[0].nodes: 0 is not 1 or more"),
+        ("nodes = 4", "nodes = 4\npending_cards = -1", "cluster[0].pending_cards: -1 is not 0 to"),
         ("nodes = 4", "", "cluster[0].nodes: this key is required"),
         ('duration = "30m"', "", "scenario.duration: this key is required"),
         ('"30m"', '"30 minutes"', "scenario.duration: '30 minutes' is no duration"),

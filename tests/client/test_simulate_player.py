@@ -193,6 +193,19 @@ def test_the_roster_says_each_phase_and_is_silent_about_the_silent() -> None:
     assert sum(said.weight) == pytest.approx(512 - 16)
 
 
+def test_a_scheduler_tells_its_queue_only_where_the_scenario_names_one() -> None:
+    text = ACCEPTANCE.read_text(encoding="utf-8")
+    silent, telling = (
+        scheduler.roster(parsed, parsed.clusters[0], at_ms=360_000, start_unix_ms=START)
+        for parsed in map(
+            scenario.parse, (text, text.replace("nodes = 64", "nodes = 64\npending_cards = 7"))
+        )
+    )
+    assert not silent.HasField("free_cards")
+    assert telling.pending_cards == 7
+    assert telling.free_cards == pytest.approx(6 + 7 * 8 + 0.25)
+
+
 def test_rosters_hold_no_longer_than_the_scenario_and_come_at_every_edge() -> None:
     parsed = scenario.load(ACCEPTANCE)
     cluster = parsed.clusters[0]

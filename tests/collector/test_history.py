@@ -150,3 +150,34 @@ def test_windows_are_moved_back_to_their_grain() -> None:
     long = asked_window(T0, 72 * 3_600_000)
     assert long.end % 3_600_000 == 0
     assert long.end - long.start == 72 * 3_600_000
+
+
+def test_demand_and_stranded_shares_are_the_same_raw_rolled_up_and_by_node(
+    store: TelemetryStore,
+) -> None:
+    nodes = ("n0", "n1", "n2")
+    put(store, "slot", [slot(n, start=T0, end=T0 + 12 * MINUTE) for n in nodes])
+    free = [{"node": n, "bucket": Bucket.FREE} for n in nodes[1:]]
+    free += [
+        {"node": "n0", "bucket": Bucket.STRANDED, "weight": 1 / 3},
+        {"node": "n0", "bucket": Bucket.FREE, "weight": 2 / 3},
+    ]
+    for at in range(0, 12 * MINUTE, 50_000):
+        put(store, "roster", roster(T0 + at, free, pending=1, free=8 / 3))
+    put(store, "interval", rows(0, 72, node="n2", bucket=Bucket.FREE))
+    window = Window(start=T0 + 70_000, end=T0 + 11 * MINUTE + 30_000)
+
+    def parts(node: str | None = None) -> list[int]:
+        made = sheet_of_window(store, "atlas", window, NOW, node)
+        columns = ("card_ms", "free_demand_ms", "free_no_demand_ms")
+        return [*(made.time(column=c) for c in columns), made.time(Bucket.STRANDED)]
+
+    raw = parts()
+    by_node = [parts(n) for n in nodes]
+    settle(Rollup(store), NOW)
+    assert parts() == raw
+    assert [parts(n) for n in nodes] == by_node
+    assert [sum(column) for column in zip(*by_node, strict=True)] == raw
+    length = window.end - window.start
+    assert (raw[0], raw[0]) == (3 * length, sum(raw[1:]))
+    assert raw[1] == pytest.approx(length, abs=50)

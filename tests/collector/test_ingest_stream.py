@@ -48,6 +48,9 @@ class Heard:
     def slots(self, cluster: str, simulated: bool, columns: Columns) -> None:
         self.calls.append("slots")
 
+    def hello(self, hello: pb.Hello, now_unix_ms: int) -> None:
+        pass
+
     def status(
         self,
         cluster: str,

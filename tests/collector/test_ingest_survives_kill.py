@@ -31,6 +31,7 @@ class Nobody:
     def add(self, *_): pass
     def roster(self, *_): pass
     def slots(self, *_): pass
+    def hello(self, *_): pass
     def status(self, *_): pass
     def goodbye(self, *_): pass
 

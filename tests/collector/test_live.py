@@ -157,6 +157,14 @@ def test_what_the_store_holds_is_there_after_a_restart(store: TelemetryStore) ->
             b.lost_points,
             b.silent_nodes,
         )
+    for interval in (tick - 10_000, tick):  # beside what was loaded, and after it
+        speak(before, interval, [18])
+        speak(after, interval, [18])
+    at = tick + 10_000
+    assert (
+        observe(after, at)["allocation"].lost_points
+        == observe(before, at)["allocation"].lost_points
+    )
 
 
 def test_memory_holds_a_few_minutes_and_no_more() -> None:

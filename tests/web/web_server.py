@@ -31,6 +31,13 @@ METRICS: Final = """\
 # TYPE flopwatch_rows_total counter
 flopwatch_rows_total 7.0
 """
+AGENTS: Final[list[dict[str, Any]]] = [
+    {
+        "cluster": "atlas", "node": "n0", "version": "0.1.0", "heard_unix_ms": 1_800_000_000_000,
+        "driver_state": None, "clock_skew_ms": -12, "spool_batches": 3, "left": False,
+    },
+    {"cluster": "home", "node": "host", "version": "", "heard_unix_ms": 1_800_000_000_000},
+]  # fmt: skip
 SPAN_MS: Final = 20 * 60_000
 
 
@@ -178,6 +185,7 @@ def reads(store: TelemetryStore, directory: Path, ingest: str) -> Iterator[None]
         directory / "read.sock",
         status=lambda: {"ingest": ingest, "dirty_minutes": 0},
         metrics=lambda: METRICS,
+        agents=lambda: AGENTS,
     )
     asyncio.run_coroutine_threadsafe(server.start(), loop).result(30)
     try:

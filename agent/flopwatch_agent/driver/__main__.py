@@ -1,10 +1,14 @@
-"""``python -m flopwatch_agent.driver``: answer requests until told to quit or the parent is gone."""
+"""``python -m flopwatch_agent.driver [FD]``: answer requests until told to quit or the parent is gone.
+
+FD: a file in shared memory that holds the slot of the card being read, for a parent that waits in vain.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Final
 
@@ -38,8 +42,9 @@ _COUNT_READS: Final = 10
 class Driver:
     """The opened driver and the cards of the last inventory."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: int | None = None) -> None:
         """Open it; DriverUnusable when it cannot be."""
+        self._progress = progress
         self._library = Library()
         self._processes = ComputeProcesses(self._library)
         self._cards: list[Card] = []
@@ -51,20 +56,21 @@ class Driver:
     def answer(self, request: Request) -> Reply:
         """Return the reply; DriverUnusable when the driver as a whole fails meanwhile."""
         match request:
-            case InventoryRequest():
-                return self._inventory()
+            case InventoryRequest(skip=skip):
+                return self._inventory(skip)
             case EventsRequest():
                 return EventsReply(events=self._drain())
             case _:
                 return self._read()
 
-    def _inventory(self) -> InventoryReply:
+    def _inventory(self, skip: Sequence[str]) -> InventoryReply:
         self._forget()
         listed, unreachable = inventory.list_cards(self._library)
         self._listed_count = len(listed) + unreachable
         self._cards = [
             Card(self._library, card, self._processes, first_read=i)
             for i, card in enumerate(listed)
+            if card.info.slot not in skip
         ]
         self._events = XidEvents(self._library, listed)
         self._events.start()
@@ -76,7 +82,11 @@ class Driver:
         )
 
     def _read(self) -> ReadReply:
-        readings = [card.read() for card in self._cards]
+        readings = []
+        for card in self._cards:
+            self._is_at(card.info.slot)
+            readings.append(card.read())
+        self._is_at("")
         if self._cards and all(card.silent for card in self._cards):
             # What a container sees when its device nodes were taken away: only a new process helps.
             raise DriverUnusable("every call", UNKNOWN)
@@ -90,6 +100,10 @@ class Driver:
             events=self._drain(),
             stale=stale,
         )
+
+    def _is_at(self, slot: str) -> None:
+        if self._progress is not None:
+            os.pwrite(self._progress, slot.encode().ljust(64, b"\0"), 0)
 
     def _forget(self) -> bool:
         """Free what belongs to the last inventory; False when the event thread is stuck."""
@@ -142,7 +156,7 @@ def _send(fd: int, reply: Reply) -> None:
         data = data[os.write(fd, data) :]
 
 
-def _serve(requests: int, replies: int) -> int:
+def _serve(requests: int, replies: int, progress: int | None = None) -> int:
     """Answer requests; return the exit status."""
     driver: Driver | None = None
     status = 0
@@ -150,7 +164,7 @@ def _serve(requests: int, replies: int) -> int:
         while (request := _next_request(requests)) is not None:
             if isinstance(request, QuitRequest):
                 break
-            driver = driver or Driver()
+            driver = driver or Driver(progress)
             _send(replies, driver.answer(request))
     except DriverUnusable as exc:
         failure: Failure = exc.failure
@@ -181,7 +195,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of a terminal is the parent's to handle
     status = 1
     try:
-        status = _serve(sys.stdin.fileno(), _claim_stdout())
+        progress = int(sys.argv[1]) if len(sys.argv) > 1 else None
+        status = _serve(sys.stdin.fileno(), _claim_stdout(), progress)
     except SystemExit:
         status = 0
     except Exception:

@@ -27,7 +27,7 @@ ALL_LINKS: Final = 0xFFFFFFFF
 _KIB: Final = 1024.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Field:
     """A value of nvmlDeviceGetFieldValues: all of a card's fields are one call.
 
@@ -50,7 +50,7 @@ class Field:
         return (self.name,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Call:
     """A function (device, *args, out*).
 
@@ -132,6 +132,18 @@ PROVIDERS: Final[tuple[Provider, ...]] = (
     ),
     Field(name="ecc_corrected_total", id=pynvml.NVML_FI_DEV_ECC_SBE_VOL_TOTAL, slow=True),
     Field(name="ecc_uncorrected_total", id=pynvml.NVML_FI_DEV_ECC_DBE_VOL_TOTAL, slow=True),
+    Field(name="remapped_rows_pending", id=pynvml.NVML_FI_DEV_REMAPPED_PENDING, slow=True),
+    Field(name="remapped_rows_failed", id=pynvml.NVML_FI_DEV_REMAPPED_FAILURE, slow=True),
+    Field(
+        name="nvlink_errors_total",
+        id=pynvml.NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
+        slow=True,
+    ),
+    Field(
+        name="nvlink_errors_total",
+        id=pynvml.NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL,
+        slow=True,
+    ),
     Field(
         name="power_limit_watts",
         id=pynvml.NVML_FI_DEV_POWER_CURRENT_LIMIT,
@@ -236,6 +248,18 @@ PROVIDERS: Final[tuple[Provider, ...]] = (
         symbol="nvmlDeviceGetCurrPcieLinkWidth",
         out=ctypes.c_uint,
         gives=(("pcie_link_width", "value", 1.0),),
+        slow=True,
+    ),
+    Call(
+        symbol="nvmlDeviceGetMaxPcieLinkGeneration",
+        out=ctypes.c_uint,
+        gives=(("pcie_link_generation_limit", "value", 1.0),),
+        slow=True,
+    ),
+    Call(
+        symbol="nvmlDeviceGetMaxPcieLinkWidth",
+        out=ctypes.c_uint,
+        gives=(("pcie_link_width_limit", "value", 1.0),),
         slow=True,
     ),
 )

@@ -18,11 +18,28 @@ _MIG_DEVICES_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MigDevice:
+    """A MIG device: a compute instance of a GPU instance.
+
+    Attributes:
+        gpu_instance: its number on the card; numbers are used again.
+        weight: slices of the device over slices of the card.
+        sm_count: streaming multiprocessors of the whole GPU instance; None where nobody says.
+    """
+
+    uuid: str
+    gpu_instance: int | None
+    weight: float
+    sm_count: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """A card with the handle that this process has of it."""
+    """A card with the handle that this process has of it, and its MIG devices."""
 
     handle: ctypes.c_void_p
     info: DeviceInfo
+    instances: tuple[MigDevice, ...] = ()
 
 
 def slot_name(bus_id: str) -> str:
@@ -60,10 +77,14 @@ def _open(library: Library, index: int) -> Listed | None:
         code = library.call("nvmlDeviceGetPciInfo_v3", handle, ctypes.byref(pci))
     if code != SUCCESS:
         return None
-    return Listed(handle=handle, info=_describe(library, handle, slot_name(pci.busId)))
+    instances = mig_devices(library, handle)
+    info = _describe(library, handle, slot_name(pci.busId), instances)
+    return Listed(handle=handle, info=info, instances=instances)
 
 
-def _describe(library: Library, handle: Any, slot: str) -> DeviceInfo:
+def _describe(
+    library: Library, handle: Any, slot: str, instances: tuple[MigDevice, ...]
+) -> DeviceInfo:
     clock = library.number("nvmlDeviceGetMaxClockInfo", handle, pynvml.NVML_CLOCK_SM)
     return DeviceInfo(
         slot=slot,
@@ -73,7 +94,9 @@ def _describe(library: Library, handle: Any, slot: str) -> DeviceInfo:
         minor=library.number("nvmlDeviceGetMinorNumber", handle),
         sm_count=_sm_count(library, handle),
         clock_mhz_max=None if clock is None else float(clock),
-        instances=mig_instances(library, handle),
+        instances=tuple(instance.uuid for instance in instances),
+        instance_weights=tuple(instance.weight for instance in instances),
+        persistence=library.number("nvmlDeviceGetPersistenceMode", handle),
     )
 
 
@@ -88,8 +111,11 @@ def _sm_count(library: Library, handle: Any) -> int | None:
     return cores // _CORES_PER_SM.get((major.value, minor.value), 128) or None
 
 
-def mig_instances(library: Library, handle: Any) -> tuple[str, ...]:
-    """Return the UUIDs of the MIG devices on a card; empty where MIG is off or not supported."""
+def mig_devices(library: Library, handle: Any) -> tuple[MigDevice, ...]:
+    """Return the MIG devices on a card; empty where MIG is off or not supported.
+
+    A GPU instance without a compute instance has no MIG device: nothing can run on it.
+    """
     current, pending = ctypes.c_uint(), ctypes.c_uint()
     code = library.call(
         "nvmlDeviceGetMigMode", handle, ctypes.byref(current), ctypes.byref(pending)
@@ -97,7 +123,7 @@ def mig_instances(library: Library, handle: Any) -> tuple[str, ...]:
     if code != SUCCESS or current.value != pynvml.NVML_DEVICE_MIG_ENABLE:
         return ()
     places = library.number("nvmlDeviceGetMaxMigDeviceCount", handle) or 0
-    names = []
+    found = []
     for index in range(min(places, _MIG_DEVICES_MAX)):
         instance = ctypes.c_void_p()
         code = library.call(
@@ -107,5 +133,21 @@ def mig_instances(library: Library, handle: Any) -> tuple[str, ...]:
             ctypes.byref(instance),
         )
         if code == SUCCESS and (uuid := library.text("nvmlDeviceGetUUID", instance)):
-            names.append(uuid)
-    return tuple(names)
+            found.append(_mig_device(library, instance, uuid, places))
+    return tuple(found)
+
+
+def _mig_device(library: Library, handle: Any, uuid: str, places: int) -> MigDevice:
+    said = pynvml.c_nvmlDeviceAttributes()
+    code = library.call("nvmlDeviceGetAttributes_v2", handle, ctypes.byref(said))
+    slices = said.computeInstanceSliceCount if code == SUCCESS else 0
+    sm_count = None
+    if slices:  # what it says of SMs is of the compute instance
+        sm_count = said.multiprocessorCount * said.gpuInstanceSliceCount // slices or None
+    return MigDevice(
+        uuid=uuid,
+        gpu_instance=library.number("nvmlDeviceGetGpuInstanceId", handle),
+        # A card holds as many MIG devices as it has slices: 7 on an H100.
+        weight=(slices or 1) / places,
+        sm_count=sm_count,
+    )

@@ -11,7 +11,10 @@ LibraryError
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +55,10 @@ _LOST: Final = {
     pynvml.NVML_ERROR_RESET_REQUIRED: "reset_required",
 }
 _KERNEL_MODULE: Final = Path("/proc/driver/nvidia/version")
+_MAPS: Final = Path("/proc/self/maps")
+_CONTROL_DEVICE: Final = Path("/dev/nvidiactl")
+_VERSION: Final = re.compile(r"\b\d+\.\d+(\.\d+)?\b")
+_SONAME: Final = re.compile(r"libnvidia-ml\.so\.(\d+\.\d+(?:\.\d+)?)")
 
 
 class LibraryError(Exception):
@@ -69,12 +76,15 @@ class DriverUnusable(LibraryError):
     @property
     def failure(self) -> Failure:
         """Return the message for the parent."""
+        text = pynvml.NVMLError._errcode_to_string.get(self.code, f"code {self.code}")
+        if self.code == UNKNOWN and (refusal := refused_device()):
+            text = f"{text}; {refusal}"
         return Failure(
             state=_STATES.get(self.code, "lost"),
             call=self.symbol,
             code=self.code,
-            text=pynvml.NVMLError._errcode_to_string.get(self.code, f"code {self.code}"),
-            versions=_kernel_module(),
+            text=text,
+            versions=versions(),
         )
 
 
@@ -150,8 +160,43 @@ class Library:
             shutdown()
 
 
-def _kernel_module() -> str | None:
+def versions(module: Path = _KERNEL_MODULE, maps: Path = _MAPS) -> str | None:
+    """Return the versions of the library that this process has loaded and of the kernel's module."""
+    found = {"library": _library_version(maps), "kernel module": _version_in(module)}
+    return ", ".join(f"{name} {text}" for name, text in found.items() if text) or None
+
+
+def refused_device(control: Path = _CONTROL_DEVICE) -> str | None:
+    """Return why the driver's device cannot be opened, where that is a refusal.
+
+    A container loses its devices when systemd rewrites its device rules (``daemon-reload``); the driver
+    then answers "unknown error" to everything.
+    """
     try:
-        return _KERNEL_MODULE.read_text().splitlines()[0].strip()
-    except (OSError, IndexError):
-        return None
+        os.close(os.open(control, os.O_RDWR | os.O_CLOEXEC))
+    except PermissionError as exc:
+        return f"{control}: {exc.strerror}: a container lost its devices, start it again"
+    except OSError:
+        pass
+    return None
+
+
+def _library_version(maps: Path) -> str | None:
+    """Ask the library, which answers also where it refuses to start; else the name of its file."""
+    with contextlib.suppress(AttributeError, TypeError):
+        buffer = ctypes.create_string_buffer(96)
+        code = pynvml.nvmlLib["nvmlSystemGetNVMLVersion"](buffer, ctypes.c_uint(len(buffer)))
+        if code == SUCCESS:
+            return buffer.value.decode("ascii", "replace").partition(".")[2] or None
+    with contextlib.suppress(OSError):
+        for line in maps.read_text().splitlines():
+            if found := _SONAME.search(line):
+                return found[1]
+    return None
+
+
+def _version_in(path: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        if found := _VERSION.search(path.read_text()):
+            return found[0]
+    return None

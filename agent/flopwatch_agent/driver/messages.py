@@ -18,7 +18,13 @@ EXIT_REINIT: Final = 75
 
 
 class InventoryRequest(msgspec.Struct, frozen=True, tag="inventory"):
-    """List the cards anew; what was known not to be supported is forgotten."""
+    """List the cards anew; what was known not to be supported is forgotten.
+
+    Attributes:
+        skip: slots of cards that are listed and then left alone: another process hangs at them.
+    """
+
+    skip: tuple[str, ...] = ()
 
 
 class ReadRequest(msgspec.Struct, frozen=True, tag="read"):
@@ -37,7 +43,11 @@ Request = InventoryRequest | ReadRequest | EventsRequest | QuitRequest
 
 
 class DeviceInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A card as the driver names it; fields as in ``reading.Device``."""
+    """A card as the driver names it; fields as in ``reading.Device``.
+
+    Attributes:
+        persistence: 0: the driver lets go of the card whenever nobody has it open.
+    """
 
     slot: str
     sku: str | None = None
@@ -47,6 +57,8 @@ class DeviceInfo(msgspec.Struct, frozen=True, kw_only=True):
     sm_count: int | None = None
     clock_mhz_max: float | None = None
     instances: tuple[str, ...] = ()
+    instance_weights: tuple[float, ...] = ()
+    persistence: int | None = None
 
 
 class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +78,13 @@ class DriverEvent(msgspec.Struct, frozen=True, kw_only=True):
     gpu_instance: int | None = None
 
 
+class InstanceReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a MIG device has of its own; fields as in DeviceReading."""
+
+    values: dict[str, float] = {}
+    absences: dict[str, int] = {}
+
+
 class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     """One card, read.
 
@@ -75,6 +94,9 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
         processes: None when the driver did not say.
         failure: set when the driver gave the card up, e.g. ``gpu_is_lost``; the rest is empty then.
         gpm_denied: the performance counters need a permission that the agent does not have.
+        method: where the activity comes from, as in ``reading.Reading``.
+        disagreement: why the cycle counters are not believed.
+        instances: by UUID of the MIG device.
     """
 
     slot: str
@@ -85,6 +107,9 @@ class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):
     processes: list[ProcessInfo] | None = None
     failure: str | None = None
     gpm_denied: bool = False
+    method: str = "gpm"
+    disagreement: str | None = None
+    instances: dict[str, InstanceReading] = {}
 
 
 class InventoryReply(msgspec.Struct, frozen=True, kw_only=True, tag="inventory"):

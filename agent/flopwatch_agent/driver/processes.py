@@ -1,4 +1,9 @@
-"""The compute processes of a card, as the driver lists them."""
+"""The compute processes of a card, as the driver lists them, without what cannot be.
+
+Drivers list pids of another namespace, pids that are gone, and, where a struct's version does not fit,
+plain garbage. On the host every pid must be in /proc; in a container of its own pid namespace nobody can
+tell, and the list stands. A list with an absurd number of entries says nothing: not known, not empty.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +22,15 @@ _SYMBOLS: Final = (
     "nvmlDeviceGetComputeRunningProcesses_v3",
     "nvmlDeviceGetComputeRunningProcesses_v2",
 )
-_NOT_AVAILABLE: Final = 2**64 - 1
 _ROOM_FIRST: Final = 64
-_ROOM_MAX: Final = 16_384
+_ROOM_MAX: Final = 2_048
 _START_TIME_FIELD: Final = 19
 """Of /proc/PID/stat, counted after the command name, which may hold blanks and brackets."""
+
+PLAUSIBLE_MAX: Final = 1_000
+_MEMORY_BYTES_MAX: Final = 1 << 44  # "not available" is 2**64 - 1
+_HOST_PID_NAMESPACE: Final = "pid:[4026531836]"
+"""The first pid namespace of a kernel always has this number (PROC_PID_INIT_INO)."""
 
 
 def _boot_unix_ms() -> int | None:
@@ -33,11 +42,24 @@ def _boot_unix_ms() -> int | None:
     return starts[0] * 1000 if starts else None
 
 
+def believed(processes: list[ProcessInfo], *, sees_every_pid: bool) -> list[ProcessInfo]:
+    """Return the processes that can be: on a host one that /proc does not show is gone, or never was."""
+    return [p for p in processes if p.started_unix_ms is not None or not sees_every_pid]
+
+
+def _is_host_namespace() -> bool:
+    try:
+        return os.readlink("/proc/self/ns/pid") == _HOST_PID_NAMESPACE
+    except OSError:
+        return False
+
+
 class ComputeProcesses:
     """The lists of all cards, through one buffer."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self._sees_every_pid = _is_host_namespace()
         self._boot_unix_ms = _boot_unix_ms()
         self._tick_ms = 1000 / os.sysconf("SC_CLK_TCK")
         self._buffer = (pynvml.c_nvmlProcessInfo_v2_t * _ROOM_FIRST)()
@@ -56,17 +78,20 @@ class ComputeProcesses:
             self._buffer = (pynvml.c_nvmlProcessInfo_v2_t * (len(self._buffer) * 2))()
         if code in UNSUPPORTED or code != SUCCESS or count.value > len(self._buffer):
             return None
+        if count.value > PLAUSIBLE_MAX:
+            return None
         memory: dict[int, int | None] = {}
         for entry in self._buffer[: count.value]:
             pid, used = entry.pid, entry.usedGpuMemory
             if pid <= 0:
                 continue
             known = memory.get(pid)
-            memory[pid] = known if used == _NOT_AVAILABLE else used + (known or 0)
-        return [
+            memory[pid] = known if used > _MEMORY_BYTES_MAX else used + (known or 0)
+        found = [
             ProcessInfo(pid=pid, started_unix_ms=self._started_unix_ms(pid), memory_bytes=used)
             for pid, used in memory.items()
         ]
+        return believed(found, sees_every_pid=self._sees_every_pid)
 
     def _started_unix_ms(self, pid: int) -> int | None:
         """Return when the process started; None for one that our /proc does not show."""

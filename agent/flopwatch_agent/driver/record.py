@@ -25,8 +25,8 @@ from flopwatch_agent.driver.gpm import METRICS
 from flopwatch_agent.driver.inventory import list_cards
 from flopwatch_agent.driver.library import SUCCESS, UNKNOWN, DriverUnusable, Library, LibraryError
 
-CYCLE_METRICS: Final = tuple(range(248, 261))
-"""Counters of cycles and bytes: recorded for their presence, though no reading has them."""
+COUNTERS: Final = tuple(range(248, 261))
+"""Counters of cycles and bytes: all are recorded, though readings take cycles alone (`cycles`)."""
 
 _TEXTS: Final = ("nvmlDeviceGetName", "nvmlDeviceGetUUID", "nvmlDeviceGetSerial")
 _NUMBERS: Final = (
@@ -128,7 +128,7 @@ class Recorder:
                 code, took = self._timed("nvmlGpmSampleGet", sample)
                 self._note("nvmlGpmSampleGet", (), code, took, None)
             request.sample1, request.sample2 = samples
-            for metric in (*(m for m, _ in METRICS.values()), *CYCLE_METRICS):
+            for metric in (*(m for m, _ in METRICS.values()), *COUNTERS):
                 self._metric(request, metric)
         finally:
             for sample in samples:

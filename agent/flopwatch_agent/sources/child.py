@@ -7,13 +7,16 @@
     end of the pipe ──► ChildGone; the next generation starts after a backoff
 
 A process inside a driver call that never returns cannot be killed either. So an abandoned child is not
-waited for, and after a few of them no more are started: each may hold a card for ever.
+waited for, and after a few of them no more are started: each may hold a card for ever (`abandoned`).
+While it reads, the child keeps the card it is at in a scrap of shared memory: the parent learns from it
+where a silent one hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +34,7 @@ from flopwatch_agent.driver.messages import (
     frame,
     parse_reply,
 )
+from flopwatch_agent.sources.abandoned import Abandoned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class ChildLimits:
         deadline_seconds: of one read of all cards.
         terminate_after_seconds: silence before SIGTERM.
         kill_after_seconds: silence before SIGKILL.
-        abandoned_max: children killed that way before no more are started.
+        abandoned_max: children killed that way in one boot before no more are started.
         backoff_first_seconds: pause before the next generation; doubles with each that read nothing.
         quit_seconds: how long a child may take to end when asked to.
     """
@@ -58,11 +62,18 @@ class ChildLimits:
 
 
 class ChildSilent(Exception):
-    """No reply within the deadline. Attributes: seconds: of silence so far; stopped: for good."""
+    """No reply within the deadline.
 
-    def __init__(self, seconds: float, *, stopped: bool = False) -> None:
+    Attributes:
+        seconds: of silence so far.
+        at: slot of the card it hangs at; empty where it is at none.
+        stopped: no more children are started.
+    """
+
+    def __init__(self, seconds: float, *, at: str = "", stopped: bool = False) -> None:
         super().__init__(f"no reply for {seconds:.1f} s")
         self.seconds = seconds
+        self.at = at
         self.stopped = stopped
 
 
@@ -80,7 +91,6 @@ class DriverChild:
     Attributes:
         generation: counts the children started; a reply belongs to the generation of its ask.
         fruitless: generations in a row that ended without being praised.
-        abandoned: children given up on inside the driver.
         late: the last reply that came after its deadline; its readings are old, its events are not.
     """
 
@@ -89,14 +99,16 @@ class DriverChild:
         limits: ChildLimits,
         environment: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        abandoned: Abandoned | None = None,
     ) -> None:
         self.generation = 0
         self.fruitless = 0
-        self.abandoned = 0
         self.late: Reply | None = None
         self._limits = limits
         self._environment = None if environment is None else dict(environment)
         self._clock = clock
+        self._abandoned = abandoned or Abandoned()
+        self._progress = os.memfd_create("flopwatch-progress")
         self._process: asyncio.subprocess.Process | None = None
         self._waiting: asyncio.Task[Reply] | None = None
         self._asked_at = 0.0
@@ -110,6 +122,11 @@ class DriverChild:
         """Return the pid of the running child, or None."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether a reply is still out."""
+        return self._waiting is not None
+
     async def ask(self, request: Request, until: float) -> Reply:
         """Send a request, and return its reply.
 
@@ -120,11 +137,12 @@ class DriverChild:
             ChildSilent: no reply by then, or the reply to an earlier request is still out.
             ChildGone: the child ended, or the next one may not start yet.
         """
-        if self.abandoned >= self._limits.abandoned_max:
-            raise ChildSilent(self._silence(), stopped=True)
         if self._waiting is not None:
             await self._chase()
         if self._process is None:
+            if self._is_stopped():
+                self._silent_since = self._silent_since or self._clock()
+                raise ChildSilent(self._silence(), stopped=True)
             await self._start()
         self._asked_at = self._clock()
         self._waiting = asyncio.create_task(self._exchange(request), name="driver-reply")
@@ -138,11 +156,11 @@ class DriverChild:
     async def _start(self) -> None:
         if self._clock() < self._start_at:
             raise ChildGone(self._status)
+        os.ftruncate(self._progress, 0)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "flopwatch_agent.driver",
+                *(sys.executable, "-m", "flopwatch_agent.driver", str(self._progress)),
+                pass_fds=(self._progress,),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=self._environment,
@@ -150,6 +168,7 @@ class DriverChild:
         except OSError as exc:  # no memory or no process left
             self._end(None)
             raise ChildGone(None) from exc
+        self._abandoned.started(self._process.pid)
         self._terminated = False
         self.generation += 1
 
@@ -168,7 +187,7 @@ class DriverChild:
         done, _ = await asyncio.wait({waiting}, timeout=max(0.0, until - self._clock()))
         if not done:
             self._silent_since = self._silent_since or self._asked_at
-            raise ChildSilent(self._silence())
+            raise ChildSilent(self._silence(), at=self._at())
         self._waiting = None
         try:
             return waiting.result()
@@ -197,17 +216,37 @@ class DriverChild:
             self._terminated = True
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        raise ChildSilent(self._silence(), stopped=self.abandoned >= self._limits.abandoned_max)
+        raise ChildSilent(self._silence(), at=self._at(), stopped=self._is_stopped())
+
+    async def is_over(self) -> bool:
+        """Deal with a reply that is still out; return whether nothing is waited for any more.
+
+        Raises:
+            ChildGone: the child ended.
+        """
+        try:
+            if self._waiting is not None:
+                await self._chase()
+        except ChildSilent:
+            return self._waiting is None
+        return True
+
+    def _is_stopped(self) -> bool:
+        return len(self._abandoned.pids) >= self._limits.abandoned_max
 
     def _silence(self) -> float:
         return self._clock() - (self._silent_since or self._asked_at)
 
+    def _at(self) -> str:
+        return os.pread(self._progress, 64, 0).decode("ascii", "replace").strip("\0 ")
+
     def _abandon(self) -> None:
         assert self._waiting is not None
+        assert self._process is not None
+        self._abandoned.add(self._process.pid)
         self._kill()
         self._waiting.cancel()
         self._waiting = None
-        self.abandoned += 1
         self._end(None)
 
     def _kill(self) -> None:
@@ -249,10 +288,14 @@ class DriverChild:
             return False
         return rss > self._limits.rss_bytes_max or fds > self._limits.fds_max
 
-    async def quit(self) -> None:
-        """End the child in good order; the next ask starts another one at once."""
+    async def quit(self) -> bool:
+        """End the child in good order; the next ask starts another one at once.
+
+        Returns:
+            False where it does not end: a driver call that cannot be interrupted holds it.
+        """
         if self._process is None:
-            return
+            return True
         process = self._process
         if self._waiting is not None:
             self._waiting.cancel()
@@ -267,8 +310,18 @@ class DriverChild:
                 status = await process.wait()
         except TimeoutError:
             self._kill()
-            # A driver call that cannot be interrupted holds the child: leave it behind.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._limits.quit_seconds):
                     status = await process.wait()
+        if status is None:
+            self._abandoned.add(process.pid)
         self._end(status, wanted=True)
+        return status is not None
+
+    async def close(self) -> bool:
+        """End the child for good, as `quit` does; a second time is nothing."""
+        ended = await self.quit()
+        if self._progress >= 0:
+            os.close(self._progress)
+        self._progress = -1
+        return ended

@@ -1,11 +1,12 @@
 """The host: what its processors, memory and network did, and what the agent itself costs.
 
-`HostProbe.read` makes a reading of counters and gauges; `host_rows` is pure and turns consecutive
+`HostProbe.take` makes a reading of counters and gauges; `host_rows` is pure and turns consecutive
 readings into the rows of the wire.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Final
 
 import psutil
 
+from flopwatch_agent.sources.network import CounterSum, Interfaces, LinkReading, RdmaPorts
 from flopwatch_proto.rows import HOST_QUANTITIES, INTERVAL_MS, Absence, Kind
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -28,6 +30,7 @@ _GAUGES: Final = {
 }
 """Column of the row → field of the reading of which it is the maximum."""
 
+RDMA_SECONDS_MAX: Final = 2.0
 _CHILDREN_MAX: Final = 256
 
 
@@ -37,7 +40,7 @@ class HostReading:
 
     Attributes:
         cpu_busy_ms: counter of core-milliseconds that were not idle.
-        nic_tx_bytes: counter over all network interfaces but the loopback.
+        nic_tx_bytes: counter over all network interfaces that have a device; see `network`.
         agent_cpu_ms: counter of core-milliseconds of the agent and its children.
         agent_rss_bytes: resident memory of the agent and its children.
         rdma_tx_bytes: counter over all RDMA ports.
@@ -61,46 +64,48 @@ class HostReading:
 class HostProbe:
     """Reads the host. Ended children stay in the agent's counter of processor time."""
 
-    def __init__(self, *, net_root: Path = Path("/sys/class/net")) -> None:
-        """Make the probe. Args: net_root: where the kernel lists network interfaces."""
-        self._net_root = net_root
+    def __init__(self, *, sys_root: Path = Path("/sys")) -> None:
+        """Make the probe. Args: sys_root: where the kernel lists network and RDMA links."""
+        self._interfaces = Interfaces(sys_root / "class/net")
+        self._rdma = RdmaPorts(sys_root / "class/infiniband")
+        self._asked: asyncio.Task[LinkReading] | None = None
+        self._errors = CounterSum()
         self._cpu_count = psutil.cpu_count()
         self._ended_ms = 0.0
         self._running_ms: dict[int, float] = {}
 
-    def read(self) -> HostReading:
-        """Return the host now."""
+    async def take(self) -> HostReading:
+        """Return the host now; RDMA adapters that do not answer in time have no value."""
+        if self._asked is None and not self._rdma.found:
+            return self._read(LinkReading())
+        if self._asked is None:  # one that hangs is not asked again meanwhile
+            self._asked = asyncio.create_task(asyncio.to_thread(self._rdma.read))
+        answered, _ = await asyncio.wait({self._asked}, timeout=RDMA_SECONDS_MAX)
+        if not answered:
+            return self._read(LinkReading())
+        rdma, self._asked = self._asked.result(), None
+        return self._read(rdma)
+
+    def _read(self, rdma: LinkReading) -> HostReading:
         times = psutil.cpu_times()
         busy_s = times.user + times.nice + times.system + times.irq + times.softirq + times.steal
         memory = psutil.virtual_memory()
-        tx, rx = self._traffic()
+        network = self._interfaces.read()
         agent_ms, agent_rss = self._agent()
+        errors = {"network": network.errors_count, "rdma": rdma.errors_count}
         return HostReading(
             taken_unix_ms=time.time_ns() // 1_000_000,
             cpu_busy_ms=busy_s * 1000,
             cpu_count=None if self._cpu_count is None else float(self._cpu_count),
             memory_used_bytes=float(memory.total - memory.available),
             memory_total_bytes=float(memory.total),
-            nic_tx_bytes=tx,
-            nic_rx_bytes=rx,
+            nic_tx_bytes=network.tx_bytes,
+            nic_rx_bytes=network.rx_bytes,
             agent_cpu_ms=agent_ms,
             agent_rss_bytes=agent_rss,
-        )
-
-    def _traffic(self) -> tuple[float | None, float | None]:
-        """Return bytes sent and received.
-
-        Bridges and veth pairs repeat what a real interface carries: only interfaces with a device
-        behind them count, or all but the loopback where there is none (inside a container).
-        """
-        nics = psutil.net_io_counters(pernic=True)
-        real = [name for name in nics if (self._net_root / name / "device").exists()]
-        names = real or [name for name in nics if name != "lo"]
-        if not names:
-            return None, None
-        return (
-            float(sum(nics[name].bytes_sent for name in names)),
-            float(sum(nics[name].bytes_recv for name in names)),
+            rdma_tx_bytes=rdma.tx_bytes,
+            rdma_rx_bytes=rdma.rx_bytes,
+            link_errors_count=self._errors.of({k: n for k, n in errors.items() if n is not None}),
         )
 
     def _agent(self) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,26 @@ def nvidia_slots(pci_root: Path = PCI_ROOT) -> tuple[str, ...]:
     except OSError:
         return ()
     return tuple(place.name for place in places if _is_ours(place))
+
+
+class PciCards:
+    """The same again and again; the devices are looked into only when their list has changed."""
+
+    def __init__(self, pci_root: Path = PCI_ROOT) -> None:
+        self._root = pci_root
+        self._places: frozenset[str] | None = None
+        self._slots: tuple[str, ...] = ()
+
+    def slots(self) -> tuple[str, ...]:
+        """Return the addresses of NVIDIA's display controllers now."""
+        try:
+            places = frozenset(os.listdir(self._root))
+        except OSError:
+            places = frozenset()
+        if places != self._places:
+            self._places = places
+            self._slots = nvidia_slots(self._root)
+        return self._slots
 
 
 def _is_ours(place: Path) -> bool:

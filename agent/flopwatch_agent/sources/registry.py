@@ -9,8 +9,11 @@ from typing import Final
 import structlog
 
 from flopwatch_agent.config import AgentConfig
+from flopwatch_agent.release import Window
 from flopwatch_agent.sources import NoDevice, Source
+from flopwatch_agent.sources.abandoned import Abandoned
 from flopwatch_agent.sources.child import ChildLimits
+from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.sources.nvml import NvmlSource
 from flopwatch_agent.sources.processor import ProcessorSource
 
@@ -34,16 +37,25 @@ class SourceEntry:
 
 
 def _nvml(config: AgentConfig) -> Source:
-    return NvmlSource(limits=ChildLimits(deadline_seconds=float(config.nvml.deadline)))
+    return NvmlSource(
+        limits=ChildLimits(deadline_seconds=float(config.nvml.deadline)),
+        window=Window(config.release_file),
+        abandoned=Abandoned(config.data / "abandoned.json"),
+    )
 
 
 def _processor(config: AgentConfig) -> Source:
     return ProcessorSource()
 
 
+def _kernel_log(config: AgentConfig) -> Source:
+    return KernelLog()
+
+
 SOURCES: Final[tuple[SourceEntry, ...]] = (
     SourceEntry(name="nvml", build=_nvml),
     SourceEntry(name="processor", build=_processor, fallback=True),
+    SourceEntry(name="kernel_log", build=_kernel_log),
 )
 
 

@@ -9,7 +9,19 @@ from typing import Any, Final
 
 import typer
 
-from flopwatch.cli import calculators, doctor, probe, simulate, up, views
+from flopwatch.cli import (
+    agents,
+    calculators,
+    check,
+    doctor,
+    inventory,
+    job,
+    probe,
+    simulate,
+    top,
+    up,
+    views,
+)
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
 BAD_NEWS: Final = 1
@@ -24,20 +36,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-COMMANDS: Final = (
+COMMANDS: Final[tuple[tuple[str, Any], ...]] = (
     ("up", up.up),
     ("simulate", simulate.simulate),
     ("fleet", views.fleet),
     ("cluster", views.cluster),
     ("node", views.node),
+    ("top", top.top),
     ("outages", views.outages),
+    ("agents", agents.agents),
+    ("inventory", inventory.app),
+    ("job", job.app),
     ("probe", probe.probe),
     ("peaks", calculators.peaks),
     ("mfu", calculators.mfu),
+    ("check", check.app),
     ("doctor", doctor.doctor),
 )
 for _name, _command in COMMANDS:
-    app.command(_name)(_command)
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 @app.command("agent", context_settings={"ignore_unknown_options": True})

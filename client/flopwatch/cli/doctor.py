@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from flopwatch.api import DEFAULT_URL
-from flopwatch.cli import host
+from flopwatch.cli import doctor_slurm, host
 from flopwatch.cli.options import Json
+from flopwatch_agent.allocation import doctor as allocation_doctor
+from flopwatch_agent.config import load_config
 
 State = Literal["ok", "info", "failed"]
 
@@ -84,7 +86,8 @@ def doctor(
         torch(),
         writable(directory),
         *collector(api or DEFAULT_URL, expected=api is not None),
-        *schedulers(Path("/")),
+        *rights(os.environ),
+        *_findings(doctor_slurm.slurm(os.environ)),
     ]
     healthy = all(finding.state != "failed" for finding in findings)
     if json:
@@ -219,17 +222,19 @@ def collector(url: str, *, expected: bool) -> list[Finding]:
     return [finding, clock]
 
 
-def schedulers(root: Path) -> list[Finding]:
-    """Signs that this host is a node of a scheduler. Facts: an installed binary proves nothing."""
-    findings = []
-    for name, place in (
-        ("kubelet", "var/lib/kubelet/pod-resources/kubelet.sock"),
-        ("slurm", "var/spool/slurmd"),
-    ):
-        found = (root / place).exists()
-        text = f"/{place} is here" if found else "not found"
-        findings.append(Finding(name=name, state="info", text=text))
-    return findings
+def rights(environ: Mapping[str, str]) -> list[Finding]:
+    """What the agent of this host can know of who holds its cards.
+
+    Raises:
+        UsageError: the agent's configuration is wrong.
+    """
+    states: dict[bool | None, State] = {True: "ok", False: "failed", None: "info"}
+    found = allocation_doctor.doctor(load_config(None, environ))
+    return [Finding(name=what, state=states[ok], text=text) for what, ok, text in found]
+
+
+def _findings(facts: list[doctor_slurm.Fact]) -> list[Finding]:
+    return [Finding(name=n, state=state, text=text, advice=a) for n, state, text, a in facts]
 
 
 def _ask_nvml() -> Mapping[str, object]:

@@ -56,6 +56,15 @@ def waterfall_table(subject: Json, window_seconds: float) -> Table:
     return table
 
 
+def free_cards(subject: Json) -> str:
+    """What is known of the demand for free cards; empty where nothing is free or nobody knows."""
+    cards = subject.get("cards") or {}
+    if not cards.get("free") or cards.get("free_demand") is None:
+        return ""
+    waited, idle = (number.cards(cards.get(name)) for name in ("free_demand", "free_no_demand"))
+    return f"of {number.cards(cards['free'])} free cards {waited} are waited for, {idle} are not"
+
+
 def outages_table(outages: Iterable[Json], now: datetime) -> Table:
     """One line per outage, with the buckets that lost most."""
     table = _table(
@@ -94,6 +103,25 @@ def cards_table(node: str, cards: Sequence[Json]) -> Table:
             number.span(mfu.get("lo"), mfu.get("hi"), mfu.get("value"), line=MFU_LINE),
             number.quantity(card.get("power_watts") or card.get("power_watts_max")),
             number.quantity(card.get("temperature_celsius") or card.get("temperature_celsius_max")),
+        )
+    return table
+
+
+def ranks_table(title: str, ranks: Iterable[Json]) -> Table:
+    """One line per slot of a capture. Args: ranks: what `job.summary` says of each."""
+    table = _table(
+        title,
+        ("node", "slot", "readings", "per s", "SM %", "SM min %", "MHz", "W"),
+        left=("node", "slot"),
+    )
+    for rank in ranks:
+        table.add_row(
+            *(str(rank["node"]), str(rank["slot"]), str(rank["readings"])),
+            number.quantity(rank["readings_per_second"]),
+            number.percent(rank["sm_active_mean"]),
+            number.percent(rank["sm_active_min"]),
+            number.quantity(rank["sm_clock_mhz_mean"]),
+            number.quantity(rank["power_watts_mean"]),
         )
     return table
 

@@ -81,6 +81,8 @@ def _subject(data: dict[str, Any], name: str, kind: str) -> Iterable[RenderableT
         yield table.cards_table("cards", cards)
     if subject.get("waterfall"):
         yield table.waterfall_table(subject, float(data.get("window_s") or 0.0))
+    if free := table.free_cards(subject):
+        yield free
     if subject.get("outages"):
         yield from _outages([{"cluster": name, **outage} for outage in subject["outages"]])
 

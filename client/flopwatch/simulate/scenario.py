@@ -45,6 +45,7 @@ class Cluster:
 
     Attributes:
         sku: the full name, as the driver would say it.
+        pending_cards: cards its queue waits for; None: its scheduler knows no queue.
         timelines: per node, per card, the segments that tile [0, duration).
         edges_ms: every moment inside the scenario at which some card changes.
     """
@@ -54,6 +55,7 @@ class Cluster:
     dtype: str
     nodes: int
     cards_per_node: int
+    pending_cards: int | None
     timelines: tuple[tuple[tuple[Segment, ...], ...], ...]
     xids: tuple[Xid, ...]
     edges_ms: tuple[int, ...]
@@ -143,6 +145,8 @@ def _cluster(path: str, table: ClusterTable, duration_ms: int) -> Cluster:
             raise UsageError(f"{path}.{key}: {count} is not 1 or more")
     if table.nodes * table.cards_per_node > CARDS_MAX:
         raise UsageError(f"{path}.nodes: more than {CARDS_MAX} cards")
+    if not 0 <= (table.pending_cards or 0) <= CARDS_MAX:
+        raise UsageError(f"{path}.pending_cards: {table.pending_cards} is not 0 to {CARDS_MAX}")
     resolved = [
         phases.resolve(f"{path}.phase[{i}]", phase, table, sku, duration_ms)
         for i, phase in enumerate(table.phase)
@@ -158,6 +162,7 @@ def _cluster(path: str, table: ClusterTable, duration_ms: int) -> Cluster:
         dtype=table.dtype,
         nodes=table.nodes,
         cards_per_node=table.cards_per_node,
+        pending_cards=table.pending_cards,
         timelines=timelines,
         xids=xids,
         edges_ms=tuple(sorted(edges - {0})),

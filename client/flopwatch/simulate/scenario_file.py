@@ -86,13 +86,14 @@ class XidTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterTable(msgspec.Struct, frozen=True, kw_only=True):
-    """One simulated cluster."""
+    """One simulated cluster. ``pending_cards``: cards its queue waits for; left out: nobody knows."""
 
     name: str
     sku: str
     nodes: int
     cards_per_node: int = 8
     dtype: str = "bf16"
+    pending_cards: int | None = None
     phase: tuple[PhaseTable, ...] = ()
     xid: tuple[XidTable, ...] = ()
 

@@ -9,6 +9,7 @@ from flopwatch.simulate.card import STATE_BUCKETS, state_at
 from flopwatch.simulate.player import device, slot_name
 from flopwatch.simulate.scenario import Cluster, Scenario
 from flopwatch_proto.codec import Strings
+from flopwatch_proto.rows import Bucket
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 ROSTER_EVERY_MS: Final = 240_000
@@ -37,6 +38,7 @@ def roster(scenario: Scenario, cluster: Cluster, *, at_ms: int, start_unix_ms: i
         taken_unix_ms=start_unix_ms + at_ms,
         valid_until_unix_ms=start_unix_ms + min(at_ms + ROSTER_HOLDS_MS, scenario.duration_ms),
     )
+    free_cards = 0.0
     strings = Strings()
     slots = [strings.add(slot_name(card)) for card in range(cluster.cards_per_node)]
     for node, cards in enumerate(cluster.timelines):
@@ -55,6 +57,9 @@ def roster(scenario: Scenario, cluster: Cluster, *, at_ms: int, start_unix_ms: i
                 message.team.append(strings.add(tenant.team))
                 message.workload_class.append(strings.add(tenant.workload_class))
                 message.weight.append(tenant.weight)
+                free_cards += tenant.weight if tenant.bucket == Bucket.FREE else 0.0
+    if cluster.pending_cards is not None:
+        message.pending_cards, message.free_cards = cluster.pending_cards, free_cards
     message.strings.extend(strings.list())
     return message
 

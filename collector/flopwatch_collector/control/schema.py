@@ -135,6 +135,25 @@ OBSERVATION: Final = Table(
     Index("observation_by_time", "tick_unix_ms"),
 )
 
+# One row per slot that is asked for its readings of a window: asked, sent, answered or expired.
+CAPTURE_REQUEST: Final = Table(
+    "capture_request",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("cluster", Text, primary_key=True),
+    Column("node", Text, primary_key=True),
+    Column("slot", Text, primary_key=True),
+    Column("job", Text, nullable=False),
+    _moment("from_unix_ms", nullable=False),
+    _moment("to_unix_ms", nullable=False),
+    Column("readings_per_second", Integer, nullable=False),
+    _moment("asked_unix_ms", nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    _moment("changed_unix_ms", nullable=False),
+    Index("capture_request_open", "state", "asked_unix_ms"),
+)
+
 SILENCE: Final = Table(
     "silence",
     METADATA,

@@ -19,7 +19,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from flopwatch_collector.control import outbox
 from flopwatch_collector.control.engine import WRITE_OPTION, open_engine
 from flopwatch_collector.control.outbox import OutboxRow
-from flopwatch_collector.control.schema import EPISODE, INCIDENT, OBSERVATION, OUTBOX
+from flopwatch_collector.control.schema import (
+    CAPTURE_REQUEST,
+    EPISODE,
+    INCIDENT,
+    OBSERVATION,
+    OUTBOX,
+)
 from flopwatch_collector.incident import HOUR_MS, MINUTE_MS
 from flopwatch_collector.incident_state import IncidentState, State
 from flopwatch_collector.news import leading_cause
@@ -31,6 +37,7 @@ DAY_MS: Final = 24 * HOUR_MS
 OBSERVATION_KEPT_MS: Final = 8 * DAY_MS
 OUTBOX_KEPT_MS: Final = 35 * DAY_MS
 EPISODE_KEPT_MS: Final = 400 * DAY_MS
+CAPTURE_KEPT_MS: Final = 35 * DAY_MS  # as long as the readings themselves
 DUE_ROWS_MAX: Final = 256
 
 
@@ -308,6 +315,9 @@ class ControlStore:
                 < now_unix_ms - OUTBOX_KEPT_MS
             ),
             delete(EPISODE).where(EPISODE.c.resolved_unix_ms < now_unix_ms - EPISODE_KEPT_MS),
+            delete(CAPTURE_REQUEST).where(
+                CAPTURE_REQUEST.c.asked_unix_ms < now_unix_ms - CAPTURE_KEPT_MS
+            ),
         )
         with self.writing() as connection:
             return sum(connection.execute(statement).rowcount for statement in old)

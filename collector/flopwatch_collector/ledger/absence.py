@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from flopwatch_collector.ledger.demand import Spans, free_parts
 from flopwatch_collector.ledger.draft import ROSTER, Draft, groups_without_rows, rowless
 from flopwatch_collector.ledger.evidence import Heard, Ints, Rosters, Rows, Seats, Window
 from flopwatch_collector.ledger.pieces import Parts, Pieces, explode, row_parts
@@ -50,24 +51,39 @@ def has_silence(window: Window, seats: Seats, rows: Rows, rosters: Rosters) -> b
 
 
 def by_roster(rest: Rest, pieces: Pieces, rosters: Rosters, seats: Seats) -> Draft:
-    """Return what rosters say of time without a row: allocated time is not known to be active."""
+    """Return what rosters say of time without a row: allocated time is not known to be active.
+
+    Of several entries each gets its weight's share, counted from the roster's own beginning: where a window
+    or a minute cuts the time changes no sum.
+    """
     entry: list[int] = []
     index: list[int] = []
     card_ms: list[int] = []
+    weight: list[float] = []
+    begun = rosters.start[pieces.hold[rest.piece]] if len(rosters.start) else rest.start
     for i, first, after in zip(*_spoken(rest, pieces, rosters, seats), strict=True):
-        weights = rosters.weight[first:after] / rosters.weight[first:after].sum()
-        marks = np.rint(np.cumsum(weights) * rest.left_ms[i]).astype(np.int64)
+        share = rest.left_ms[i] / (rest.end[i] - rest.start[i])
+        weights = rosters.weight[first:after] / rosters.weight[first:after].sum() * share
+        upto = np.cumsum(weights)
+        marks = np.rint(upto * (rest.end[i] - begun[i])) - np.rint(
+            upto * (rest.start[i] - begun[i])
+        )
+        marks[-1] = rest.left_ms[i]
+        marks = np.minimum(np.maximum.accumulate(marks), rest.left_ms[i]).astype(np.int64)
         entry.extend(range(first, after))
         index.extend([i] * (after - first))
         card_ms.extend(np.diff(marks, prepend=0).tolist())
-    said = np.array(entry, np.int64)
-    key = seats.key[rest.seat[np.array(index, np.int64)]]
+        weight.extend(weights.tolist())
+    said, of, spent = (np.array(v, np.int64) for v in (entry, index, card_ms))
+    key = seats.key[rest.seat[of]]
     bucket = rosters.bucket[said]
     unspecific = (bucket == Bucket.ACTIVE) | (bucket == Bucket.IDLE_ALLOC)
     bucket = np.where(unspecific, Bucket.ALLOCATED, bucket)
     words = [rosters.words[w] for w in rosters.word[said]]
     groups, group = groups_without_rows(seats, key, words, ROSTER)
-    return rowless(seats, key, bucket, group, groups, np.array(card_ms, np.int64), None)
+    spans = Spans(rest.start[of], rest.end[of], rest.piece[of], np.array(weight), spent)
+    free = free_parts(bucket, spans, pieces, rosters)
+    return rowless(seats, key, bucket, group, groups, spent, free)
 
 
 def _spoken(rest: Rest, pieces: Pieces, rosters: Rosters, seats: Seats) -> tuple[Ints, Ints, Ints]:
@@ -138,7 +154,7 @@ def absences(
         group,
         groups,
         np.array(card_ms, np.int64),
-        np.array(open_ms, np.int64),
+        {"provisional_ms": np.array(open_ms, np.int64)},
     )
 
 

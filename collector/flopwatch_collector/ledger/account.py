@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from flopwatch_collector.ledger.absence import absences, by_roster, uncovered
+from flopwatch_collector.ledger.demand import Spans, free_parts
 from flopwatch_collector.ledger.draft import (
     CLASS,
     IS_ALLOCATED,
@@ -29,6 +30,7 @@ from flopwatch_collector.ledger.draft import (
     grouped,
     joined,
 )
+from flopwatch_collector.ledger.entries import shares_of
 from flopwatch_collector.ledger.evidence import Bools, Heard, Ints, Rosters, Rows, Seats, Window
 from flopwatch_collector.ledger.pieces import Parts, Pieces, row_parts
 from flopwatch_collector.ledger.steps import RowSums, derive
@@ -60,10 +62,11 @@ def account(
 
 
 def _judge_rows(rows: Rows, parts: Parts, pieces: Pieces, rosters: Rosters) -> Draft:
-    row = parts.row
+    shares = shares_of(rows, parts, pieces, rosters)
+    row, card_ms, entry = parts.row[shares.part], shares.card_ms, shares.entry
+    start, end = parts.start[shares.part], parts.end[shares.part]
     bucket, rogue, group = rows.bucket[row], rows.rogue[row], rows.group[row]
     groups = list(rows.groups)
-    entry = _entry_of(rows, parts, pieces, rosters)
     heard = entry >= 0
     if heard.any():
         resident = rows.times["resident_ms"][row] > 0
@@ -73,17 +76,19 @@ def _judge_rows(rows: Rows, parts: Parts, pieces: Pieces, rosters: Rosters) -> D
         group, groups = _under_word(
             group, groups, np.where(heard, rosters.word[entry], -1), rosters
         )
-    share = (parts.end - parts.start) / (rows.end[row] - rows.start[row])
+    share = (end - start) / (rows.end[row] - rows.start[row]) * shares.ratio
     times = {n: np.rint(rows.times[n][row] * share).astype(np.int64) for n in rows.times}
-    times["card_ms"] = parts.card_ms
+    times |= {"card_ms": card_ms, "row_ms": card_ms, "provisional_ms": np.zeros_like(card_ms)}
+    spans = Spans(start, end, parts.piece[shares.part], card_ms / (end - start), card_ms)
+    times |= free_parts(bucket, spans, pieces, rosters)
     sums = {name: values[row] * share for name, values in rows.sums.items()}
     allocated = IS_ALLOCATED[bucket]
     derived = derive(
         RowSums(
             allocated=allocated,
             working=(bucket != Bucket.SUSPENDED) & (bucket != Bucket.GANG_WAIT),
-            card_ms=np.maximum(parts.card_ms, 1e-9).astype(np.float64),
-            covered_ms=np.minimum(times["covered_ms"], parts.card_ms).astype(np.float64),
+            card_ms=np.maximum(card_ms, 1e-9).astype(np.float64),
+            covered_ms=np.minimum(times["covered_ms"], card_ms).astype(np.float64),
             counted_ms=times["counted_ms"].astype(np.float64),
             resident_ms=times["resident_ms"].astype(np.float64),
             sums=sums,
@@ -95,33 +100,10 @@ def _judge_rows(rows: Rows, parts: Parts, pieces: Pieces, rosters: Rosters) -> D
         rogue=rogue,
         group=group,
         groups=groups,
-        ints={**times, "row_ms": parts.card_ms, "provisional_ms": np.zeros_like(parts.card_ms)},
+        ints=times,
         sums={**sums, **derived},
         maxima={name: values[row] for name, values in rows.maxima.items()},
     )
-
-
-def _entry_of(rows: Rows, parts: Parts, pieces: Pieces, rosters: Rosters) -> Ints:
-    """Return the roster's entry for each part, -1 where no roster speaks for its slot.
-
-    Of several entries (a shared card) it is the one of the row's own job, else the first.
-    """
-    if not len(rosters.key) or not len(parts.row):
-        return np.full(len(parts.row), -1)
-    keys = int(max(rosters.key.max(), rows.key.max())) + 1
-    place = rosters.hold * keys + rosters.key
-    wanted = pieces.hold[parts.piece] * keys + rows.key[parts.row]
-    first = np.searchsorted(place, wanted, side="left")
-    after = np.searchsorted(place, wanted, side="right")
-    spoken = (pieces.hold[parts.piece] >= 0) & (after > first)
-    entry = np.where(spoken, first, -1)
-    for part in np.flatnonzero(spoken & (after - first > 1)):
-        job = rows.groups[rows.group[parts.row[part]]][JOB]
-        for candidate in range(first[part], after[part]):
-            if rosters.words[rosters.word[candidate]][0] == job:
-                entry[part] = candidate
-                break
-    return entry
 
 
 def _under_roster(bucket: Ints, rogue: Bools, resident: Bools, said: Ints) -> tuple[Ints, Bools]:

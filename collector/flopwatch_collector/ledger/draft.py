@@ -57,9 +57,13 @@ def rowless(
     group: Ints,
     groups: list[tuple[str, ...]],
     card_ms: Ints,
-    provisional_ms: Ints | None,
+    more: dict[str, Ints],
 ) -> Draft:
-    """Return card-time without a row: it has capacity and, where allocated, is unattributed."""
+    """Return card-time without a row: it has capacity and, where allocated, is unattributed.
+
+    Args:
+        more: parts of the card-time, by their names in LINE_INTS; those left out are 0.
+    """
     zero = np.zeros_like(card_ms)
     allocated = IS_ALLOCATED[bucket] if len(bucket) else np.zeros(0, np.bool_)
     idle = (bucket == Bucket.SUSPENDED) | (bucket == Bucket.GANG_WAIT)
@@ -69,11 +73,7 @@ def rowless(
         rogue=np.zeros(len(key), np.bool_),
         group=group,
         groups=groups,
-        ints={
-            **dict.fromkeys(LINE_INTS, zero),
-            "card_ms": card_ms,
-            "provisional_ms": zero if provisional_ms is None else provisional_ms,
-        },
+        ints={**dict.fromkeys(LINE_INTS, zero), "card_ms": card_ms, **more},
         sums={
             "capacity_flops": seats.peak_flops[key] * card_ms / 1000,
             "unattributed_step_ms": np.where(allocated & ~idle, card_ms, np.nan),

@@ -60,6 +60,7 @@ ROSTER_COLUMNS: Final = (
     "workload_class",
     "weight",
     "pending_cards",
+    "free_cards",
 )
 SLOT_COLUMNS: Final = (
     "node",
@@ -261,7 +262,7 @@ class Rosters:
         start, end: per hold: when this roster is the cluster's word.
         hold, key, bucket, weight: per entry, sorted by (hold, key).
         word: per entry: index into ``words``: (job, team, workload_class).
-        demand: per hold: cards that wait in its queue.
+        demand: per hold: share of the free cards that are waited for, 0..1; NaN: it knows no queue.
     """
 
     start: Ints
@@ -272,25 +273,25 @@ class Rosters:
     weight: Floats
     word: Ints
     words: list[tuple[str, ...]]
-    demand: Ints
+    demand: Floats
 
 
 def rosters_of(table: pa.Table, seats: Seats) -> Rosters:
     """Return the rosters of a table with ``ROSTER_COLUMNS`` (header rows have an empty node).
 
     A roster holds from ``taken_unix_ms`` to the next one, at most to ``valid_until_unix_ms`` and never
-    longer than ``ROSTER_HOLDS_MS``.
+    longer than ``ROSTER_HOLDS_MS``. An entry of weight 0 says nothing.
     """
     taken = _ints(table, "taken_unix_ms")
     starts, hold = np.unique(taken, return_inverse=True)
     until = np.full(len(starts), NEVER)
     np.maximum.at(until, hold, _ints(table, "valid_until_unix_ms"))
-    demand = np.zeros(len(starts), np.int64)
-    np.maximum.at(demand, hold, _ints(table, "pending_cards"))
+    demand = np.full(len(starts), np.nan)
+    demand[hold] = _demand(_floats(table, "pending_cards"), _floats(table, "free_cards"))
     until = np.minimum(until, starts + ROSTER_HOLDS_MS)
     ends = np.minimum(until, np.append(starts[1:], FOREVER))
     key = _keys(table, seats.index())
-    kept = np.flatnonzero(key >= 0)
+    kept = np.flatnonzero((key >= 0) & (_floats(table, "weight") > 0))
     kept = kept[np.lexsort((key[kept], hold[kept]))]
     entries = table.take(pa.array(kept))
     word, words = group_texts([entries[n] for n in ("job", "team", "workload_class")])
@@ -305,6 +306,12 @@ def rosters_of(table: pa.Table, seats: Seats) -> Rosters:
         words=words,
         demand=demand,
     )
+
+
+def _demand(pending: Floats, free: Floats) -> Floats:
+    """Return min(1, pending / free); where nothing is free, whether anything is pending."""
+    share = np.minimum(pending / np.maximum(free, 1e-9), 1.0)
+    return np.where(free > 0, share, np.where(np.isnan(free), np.nan, np.minimum(pending, 1.0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,19 @@ def _cards(sheet: Sheet, window_ms: int) -> Figures:
         "active": sheet.time(Bucket.ACTIVE) / window_ms,
         "unseen": sheet.time(Bucket.UNSEEN) / window_ms,
         "excused": 0,
+        **_free(sheet, window_ms),
+    }
+
+
+def _free(sheet: Sheet, window_ms: int) -> Figures:
+    """FREE cards, those waited for, those not; None where no roster told its queue. The rest is not known."""
+    free = sheet.time(Bucket.FREE)
+    demand, no_demand = (sheet.time(column=f"free_{n}_ms") for n in ("demand", "no_demand"))
+    known = not free or demand or no_demand
+    return {
+        "free": free / window_ms,
+        "free_demand": demand / window_ms if known else None,
+        "free_no_demand": no_demand / window_ms if known else None,
     }
 
 

@@ -40,8 +40,11 @@ LINE_INTS: Final = (
     "counted_ms",
     "resident_ms",
     "provisional_ms",
+    "free_demand_ms",
+    "free_no_demand_ms",
 )
-"""Card-time: all, with a row, with an answer of the driver, with counters, with a process, not final."""
+"""Card-time: all, with a row, with an answer of the driver, with counters, with a process, not final;
+FREE while cards were waited for, FREE while none were. FREE time in neither: no roster told its queue."""
 
 STEP_SUMS: Final = (
     "no_process_step_ms",

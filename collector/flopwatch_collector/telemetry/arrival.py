@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from flopwatch_collector.telemetry.capture import capture_columns
 from flopwatch_collector.telemetry.dirty import MINUTE_MS, Minute
 from flopwatch_collector.telemetry.schema import DAY_MS, RAW_KEPT_DAYS, TABLES
 from flopwatch_collector.telemetry.store import TelemetryStore, arrow_block
@@ -30,6 +31,7 @@ _ORDER: Final = (
     "slot",
     "event",
     "probe",
+    "capture",
     "gap",
     "quarantine",
     "receipt",
@@ -252,6 +254,8 @@ def _tables_of_payload(origin: Origin, payload: pb.Payload) -> dict[str, Columns
         columns = _fields(payload.probes, pb.Probe.DESCRIPTOR)
         _check_finite(columns, ("seconds", "median_flops", "p10_flops", "p90_flops"))
         tables["probe"] = _by(origin, columns)
+    if payload.captures:
+        tables["capture"] = _by(origin, capture_columns(payload.captures))
     return tables
 
 
@@ -325,13 +329,9 @@ def _roster_columns(roster: pb.Roster) -> Columns:
         raise PermanentError("a roster with a weight outside [0, 1]")
     if not set(roster.bucket) <= _BUCKETS:
         raise PermanentError("a roster with a bucket that this collector does not know")
-    constant = {
-        "source": roster.source,
-        "taken_unix_ms": roster.taken_unix_ms,
-        "valid_until_unix_ms": roster.valid_until_unix_ms,
-        "pending_jobs": roster.pending_jobs,
-        "pending_cards": roster.pending_cards,
-    }
+    names = ("source", "taken_unix_ms", "valid_until_unix_ms", "pending_jobs", "pending_cards")
+    constant = {name: getattr(roster, name) for name in names}
+    constant["free_cards"] = roster.free_cards if roster.HasField("free_cards") else None
     return columns | {name: [value] * (count + 1) for name, value in constant.items()}
 
 

@@ -49,6 +49,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     max_seconds: float = 10.0
     status: bool = False
     metrics: bool = False
+    agents: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +94,13 @@ class ReadServer:
         *,
         status: Callable[[], dict[str, Any]] = dict,
         metrics: Callable[[], str] = str,
+        agents: Callable[[], list[dict[str, Any]]] = list,
         bounds: ReadBounds | None = None,
     ) -> None:
         self._path = path
         self._status = status
         self._metrics = metrics
+        self._agents = agents
         self._bounds = bounds or ReadBounds()
         self._store = store
         self._waiting = 0
@@ -156,6 +159,8 @@ class ReadServer:
             return b"J", msgspec.json.encode(self._status())
         if request.metrics:
             return b"T", self._metrics().encode()
+        if request.agents:
+            return b"J", msgspec.json.encode(self._agents())
         try:
             return b"A", await self._query(request)
         except RetryableError as exc:
@@ -202,6 +207,11 @@ class RemoteStore:
     def status(self) -> dict[str, Any]:
         """Return what the collector says of itself."""
         return msgspec.json.decode(self._ask(Request(status=True), b"J"), type=dict[str, Any])
+
+    def agents(self) -> list[dict[str, Any]]:
+        """Return which agents the collector hears; the records of `agents.Agents`."""
+        body = self._ask(Request(agents=True), b"J")
+        return msgspec.json.decode(body, type=list[dict[str, Any]])
 
     def metrics(self) -> str:
         """Return the collector's metrics in Prometheus text format."""

@@ -16,50 +16,32 @@ that is gone in the new generation is gone. No ``FINAL`` is needed. Superseded g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from flopwatch_collector.ledger.lines import LINE_INTS, LINE_MAXIMA, LINE_SUMS, LINE_TEXTS
+from flopwatch_collector.telemetry.table import (
+    CODE,
+    COUNT,
+    FLAG,
+    INT,
+    LONG_TEXT,
+    MILLISECONDS,
+    MOMENTS,
+    NAMES,
+    NUMBER,
+    QUANTITY,
+    SERIES,
+    TEXT,
+    TEXTS,
+    ColumnTypes,
+    Table,
+)
 from flopwatch_proto import rows
 
 DAY_MS: Final = 24 * 3_600_000
 RAW_KEPT_DAYS: Final = 35
 """Raw rows live this long from their *arrival*; rows with an older start are refused."""
 MINUTE_KEPT_DAYS: Final = 400
-
-TEXT: Final = "LowCardinality(String)"
-LONG_TEXT: Final = "String"
-TEXTS: Final = "Array(LowCardinality(String))"
-INT: Final = "Int64"
-COUNT: Final = "UInt64"
-MILLISECONDS: Final = "UInt32"
-CODE: Final = "UInt8"
-FLAG: Final = "Bool"
-NUMBER: Final = "Float64"
-QUANTITY: Final = "Nullable(Float64)"
-
-ColumnTypes = dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """One table.
-
-    Attributes:
-        columns: name → ClickHouse type.
-        key: the natural key; the sort order of the table.
-        time: the column whose day (or month, with ``by_month``) is the partition.
-        version: of two rows with one key, the one with the larger version stands.
-        kept_days: rows go this many days after ``stored_unix_ms``; None keeps them for ever.
-    """
-
-    name: str
-    columns: ColumnTypes
-    key: tuple[str, ...]
-    time: str
-    version: str = "stored_unix_ms"
-    by_month: bool = False
-    kept_days: int | None = None
 
 
 def _interval() -> Table:
@@ -126,10 +108,11 @@ _ROSTER: Final = Table(
         "weight": NUMBER,
         "pending_jobs": MILLISECONDS,
         "pending_cards": MILLISECONDS,
+        "free_cards": QUANTITY,  # free by its own count; NULL: it knows no queue
         "simulated": FLAG,
         "stored_unix_ms": INT,
     },
-    key=("cluster", "taken_unix_ms", "source", "node", "slot", "job"),
+    key=("cluster", "taken_unix_ms", "source", "node", "slot", "job", "bucket"),
     time="taken_unix_ms",
     kept_days=RAW_KEPT_DAYS,
 )
@@ -201,6 +184,29 @@ _PROBE: Final = Table(
     time="start_unix_ms",
     by_month=True,
     kept_days=MINUTE_KEPT_DAYS,
+)
+
+_CAPTURE: Final = Table(
+    name="capture",
+    columns={
+        "cluster": TEXT,
+        "id": LONG_TEXT,
+        "node": TEXT,
+        "slot": TEXT,
+        "part": MILLISECONDS,  # a slice of the window, counted from its beginning
+        "last": FLAG,  # of the slot's parts; it comes even where it holds nothing
+        "readings": COUNT,  # a part that comes again after a restart stands where it holds more
+        "taken_unix_ms": MOMENTS,
+        "names": NAMES,  # fields of readings; counters count from the agent's first reading
+        "values": SERIES,  # of each name, one for each reading; NaN: no value
+        "simulated": FLAG,
+        "stored_unix_ms": INT,
+    },
+    key=("cluster", "id", "node", "slot", "part"),
+    time="stored_unix_ms",
+    version="readings",
+    by_month=True,
+    kept_days=RAW_KEPT_DAYS,
 )
 
 _GAP: Final = Table(
@@ -336,6 +342,7 @@ TABLES: Final[dict[str, Table]] = {
         _SLOT,
         _EVENT,
         _PROBE,
+        _CAPTURE,
         _GAP,
         _QUARANTINE,
         _RECEIPT,
@@ -344,26 +351,6 @@ TABLES: Final[dict[str, Table]] = {
         *LINE_TABLES,
     )
 }
-
-
-def create_table(table: Table) -> str:
-    """Return the DDL of a table; the same for the embedded engine and a server."""
-    columns = ",\n  ".join(f"`{name}` {kind}" for name, kind in table.columns.items())
-    day = "toYYYYMM" if table.by_month else "toYYYYMMDD"
-    ttl = (
-        f"\nTTL toDateTime(intDiv(stored_unix_ms, 1000), 'UTC') + INTERVAL {table.kept_days} DAY"
-        if table.kept_days is not None
-        else ""
-    )
-    return (
-        f"CREATE TABLE IF NOT EXISTS {table.name} (\n  {columns}\n)\n"
-        f"ENGINE = ReplacingMergeTree({table.version})\n"
-        f"PARTITION BY {day}(fromUnixTimestamp64Milli({table.time}, 'UTC'))\n"
-        f"ORDER BY ({', '.join(table.key)}){ttl}\n"
-        "SETTINGS fsync_after_insert = 1, fsync_part_directory = 1,\n"
-        "  min_rows_to_fsync_after_merge = 1, min_compressed_bytes_to_fsync_after_merge = 1,\n"
-        "  ttl_only_drop_parts = 1"
-    )
 
 
 def newest_lines(table: str, where: str) -> str:

@@ -30,7 +30,8 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 from flopwatch_collector.telemetry import NO_PARAMETERS
 from flopwatch_collector.telemetry.dirty import DirtyMarks
 from flopwatch_collector.telemetry.lock import DirectoryLock
-from flopwatch_collector.telemetry.schema import LINE_TABLES, TABLES, Table, create_table
+from flopwatch_collector.telemetry.schema import LINE_TABLES, TABLES
+from flopwatch_collector.telemetry.table import Table, create_table
 from flopwatch_proto.errors import PermanentError, RetryableError, UsageError
 
 _NO_JIT: Final = {
@@ -67,6 +68,9 @@ ARROW_TYPES: Final[dict[str, pa.DataType]] = {
     "Bool": pa.bool_(),
     "Float64": pa.float64(),
     "Nullable(Float64)": pa.float64(),
+    "Array(String)": pa.list_(pa.string()),
+    "Array(Int64)": pa.list_(pa.int64()),
+    "Array(Array(Float32))": pa.list_(pa.list_(pa.float32())),
 }
 
 

@@ -50,14 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(run())
     sys.stderr.flush()
-    # A query that still runs must not keep the process: nothing here is written, nothing is lost.
+    # A query that still runs must not keep the process; what is written is one transaction each.
     os._exit(0)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flopwatch web",
-        description="Dashboard and API of a collector; reads only. Ends with its standard input.",
+        description="Dashboard and API of a collector. Ends with its standard input.",
         allow_abbrev=False,
     )
     parser.add_argument("--data", type=Path, required=True, help="the collector's data directory")

@@ -41,14 +41,14 @@ EndText = Annotated[
 ClusterText = Annotated[str | None, Query(description="Only this cluster.")]
 
 
-async def _strict(request: Request) -> None:
+async def strict(request: Request) -> None:
     """Refuse query parameters that the route does not have."""
     route = request.scope["route"]
     if isinstance(route, APIRoute):
         only_known(request.query_params, (f.alias for f in route.dependant.query_params))
 
 
-_PROBLEM: Final[dict[int | str, dict[str, Any]]] = {
+PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"description": text, "content": {"application/problem+json": {}}}
     for status, text in (
         (404, "No such subject."),
@@ -56,7 +56,7 @@ _PROBLEM: Final[dict[int | str, dict[str, Any]]] = {
         (503, "Busy or not ready; try again after `Retry-After` seconds."),
     )
 }
-router: Final = APIRouter(prefix="/api/v1", dependencies=[Depends(_strict)], responses=_PROBLEM)
+router: Final = APIRouter(prefix="/api/v1", dependencies=[Depends(strict)], responses=PROBLEMS)
 
 
 def sources_of(request: Request) -> Sources:
@@ -260,6 +260,32 @@ async def inventory(request: Request, cluster: ClusterText = None) -> Response:
         PAST_KEPT_S,
     )
     return answered({"slots": listed, "truncated": len(listed) == records.SLOTS_MAX})
+
+
+@router.get("/reported", response_model=shapes.RecordsAnswer)
+async def reported(
+    request: Request, cluster: ClusterText = None, window: WindowText = None
+) -> Response:
+    """What reports: per slot the newest row's SKU, serial number and UUID; the last 15 min by default."""
+    sources = sources_of(request)
+    now = sources.now_unix_ms()
+    since = now - length_ms("window", window or DEFAULT_WINDOW)
+    listed = await sources.answers.get(
+        ("reported", cluster, window),
+        lambda: records.reported(sources.collector, cluster, since),
+        PAST_KEPT_S,
+    )
+    return answered({"slots": listed, "truncated": len(listed) == records.SLOTS_MAX})
+
+
+@router.get("/agents", response_model=shapes.RecordsAnswer)
+async def agents(request: Request, cluster: ClusterText = None) -> Response:
+    """Which agents report: version, last word, backlog, clock skew; since this collector started."""
+    sources = sources_of(request)
+    listed = await asyncio.to_thread(sources.collector.agents)
+    return answered(
+        {"agents": [records.agent(a) for a in listed if cluster in (None, a["cluster"])]}
+    )
 
 
 @router.get("/series", response_model=shapes.SeriesAnswer)

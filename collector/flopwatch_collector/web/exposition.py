@@ -18,6 +18,8 @@ _FIGURES: Final[tuple[tuple[str, str, tuple[str, str]], ...]] = (
     ("allocated_cards", "Cards allocated, averaged over the window.", ("cards", "allocated")),
     ("active_cards", "Cards allocated with work on them.", ("cards", "active")),
     ("unseen_cards", "Cards nobody speaks for and that are not missing yet.", ("cards", "unseen")),
+    ("free_demand_cards", "Free cards that a queue waits for.", ("cards", "free_demand")),
+    ("free_no_demand_cards", "Free cards that no queue waits for.", ("cards", "free_no_demand")),
     (
         "allocation_ratio",
         "Allocated card-time of card-time in service that is seen.",

@@ -18,6 +18,7 @@ _TITLES: Final = {
     404: "Not found",
     405: "Method not allowed",
     422: "The request cannot be understood",
+    429: "Too many",
     500: "Internal error",
     503: "Busy or not ready",
 }

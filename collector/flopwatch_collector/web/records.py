@@ -72,6 +72,26 @@ def inventory(reader: Reader, cluster: str | None, now_unix_ms: int) -> Records:
     return listed
 
 
+def reported(reader: Reader, cluster: str | None, since_unix_ms: int) -> Records:
+    """Return every card that reported since a moment, as its newest row says."""
+    where = "AND cluster = {cluster:String} " if cluster is not None else ""
+    table = reader.query(
+        "SELECT cluster, node, slot, max(start_unix_ms + duration_ms) AS heard_unix_ms, "
+        "argMax(sku, start_unix_ms) AS sku, argMax(serial, start_unix_ms) AS serial, "
+        "argMax(device_uuid, start_unix_ms) AS device_uuid, "
+        "argMax(device_kind, start_unix_ms) AS device_kind, max(simulated) AS simulated "
+        "FROM interval WHERE start_unix_ms >= {since:Int64} "
+        f"{where}GROUP BY cluster, node, slot ORDER BY cluster, node, slot LIMIT {SLOTS_MAX}",
+        {"since": since_unix_ms, "cluster": cluster or ""},
+    )
+    return [_shown(record) for record in table.to_pylist()]
+
+
+def agent(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of an agent, its moments as texts."""
+    return _shown(record)
+
+
 def gap_count(reader: Reader, window: Window) -> int:
     """Return how many gaps touch a window."""
     table = reader.query(

@@ -17,13 +17,16 @@ class Shape(BaseModel):
 
 
 class Cards(Shape):
-    """Card-seconds divided by the window's seconds."""
+    """Card-seconds divided by the window's seconds. Of the free ones: waited for, and not, where known."""
 
     in_service: float
     allocated: float
     active: float
     unseen: float
     excused: float
+    free: float
+    free_demand: float | None
+    free_no_demand: float | None
 
 
 class Value(Shape):
@@ -198,6 +201,23 @@ class OutagesAnswer(Shape):
 
 class RecordsAnswer(Shape):
     """A list of records under the name of their kind."""
+
+
+class Capture(Shape):
+    """Readings at full resolution that were asked of some slots; `ranks` says who answered."""
+
+    id: str
+    cluster: str
+    job: str | None
+    start: str = Field(alias="from")
+    end: str = Field(alias="to")
+    readings_per_second: int
+    asked: str
+    asked_by: str
+    state: Literal["asked", "sent", "answered", "expired"]
+    slots: int
+    answered: int
+    ranks: list[dict[str, str]]
 
 
 class NamedValues(Shape):

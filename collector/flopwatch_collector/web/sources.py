@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ class Collector(Protocol):
     def query(self, sql: str, parameters: Mapping[str, Any] = NO_PARAMETERS) -> pa.Table: ...
     def status(self) -> dict[str, Any]: ...
     def metrics(self) -> str: ...
+    def agents(self) -> list[dict[str, Any]]: ...
 
 
 class Control:
@@ -50,7 +52,12 @@ class Control:
 
 @dataclass(slots=True, kw_only=True)
 class Sources:
-    """Everything a request may ask. Attributes: deployment: the name pages carry; empty: none."""
+    """Everything a request may ask.
+
+    Attributes:
+        deployment: the name pages carry; empty: none.
+        readings: held while the readings of a capture are in memory: one at a time.
+    """
 
     collector: Collector
     control: Control
@@ -58,3 +65,4 @@ class Sources:
     now_unix_ms: Callable[[], int]
     deployment: str = ""
     listeners: int = field(default=0)
+    readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))

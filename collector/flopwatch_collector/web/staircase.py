@@ -60,13 +60,13 @@ def drawn(subject: Json, window_s: float) -> dict[str, Any]:
         "known": whole > 0,
         "segments": segments,
         "legend": legend,
-        "steps": _steps(steps, window_s),
+        "steps": _steps(steps, window_s, wording.free_cards(subject["cards"])),
         "delivered": wording.cards(whole / window_s if whole else None),
         "output": wording.flops(sum(known)) if known and sum(known) else wording.UNKNOWN,
     }
 
 
-def _steps(steps: Sequence[Json], window_s: float) -> list[dict[str, Any]]:
+def _steps(steps: Sequence[Json], window_s: float, free: str) -> list[dict[str, Any]]:
     at, rows = 0.0, []
     for step in steps:
         share = step["share"]
@@ -77,7 +77,7 @@ def _steps(steps: Sequence[Json], window_s: float) -> list[dict[str, Any]]:
                 "words": wording.STEP_WORDS.get(step["step"], step["step"]),
                 "reason": wording.STEP_REASONS.get(step["step"], "not known here")
                 if share is None or step["step"] == "unattributed"
-                else "",
+                else (free if step["step"] == "free" else ""),
                 "owner": step["owner"],
                 "hatched": step["step"] in ("unattributed", "unseen", "hardware_flops"),
                 "x": round(100 * min(at, end), 3),

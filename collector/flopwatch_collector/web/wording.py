@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
 UNKNOWN: Final = "—"
@@ -85,6 +86,13 @@ def signed(text: str) -> str:
 def points(share: float | None) -> str:
     """Return a share of 1 as points of 100."""
     return UNKNOWN if share is None else signed(f"{100 * share:.1f}")
+
+
+def free_cards(of: Mapping[str, float | None]) -> str:
+    """Return what is known of the demand for free cards; empty where nothing is free or nobody knows."""
+    if not of.get("free") or of.get("free_demand") is None:
+        return ""
+    return f"{cards(of['free_demand'])} waited for, {cards(of['free_no_demand'])} not"
 
 
 def cards(count: float | None) -> str:

@@ -463,7 +463,7 @@ class SlotDeclaration(_message.Message):
     def __init__(self, node: _Optional[str] = ..., slot: _Optional[str] = ..., sku: _Optional[str] = ..., device_uuid: _Optional[str] = ..., serial: _Optional[str] = ..., device_kind: _Optional[str] = ..., dtype: _Optional[str] = ..., state: _Optional[_Union[SlotState, str]] = ..., from_unix_ms: _Optional[int] = ..., to_unix_ms: _Optional[int] = ...) -> None: ...
 
 class Roster(_message.Message):
-    __slots__ = ("source", "taken_unix_ms", "valid_until_unix_ms", "strings", "node", "slot", "bucket", "job", "team", "workload_class", "weight", "pending_jobs", "pending_cards", "user")
+    __slots__ = ("source", "taken_unix_ms", "valid_until_unix_ms", "strings", "node", "slot", "bucket", "job", "team", "workload_class", "weight", "pending_jobs", "pending_cards", "user", "free_cards")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TAKEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     VALID_UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -478,6 +478,7 @@ class Roster(_message.Message):
     PENDING_JOBS_FIELD_NUMBER: _ClassVar[int]
     PENDING_CARDS_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
+    FREE_CARDS_FIELD_NUMBER: _ClassVar[int]
     source: str
     taken_unix_ms: int
     valid_until_unix_ms: int
@@ -492,7 +493,8 @@ class Roster(_message.Message):
     pending_jobs: int
     pending_cards: int
     user: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, source: _Optional[str] = ..., taken_unix_ms: _Optional[int] = ..., valid_until_unix_ms: _Optional[int] = ..., strings: _Optional[_Iterable[str]] = ..., node: _Optional[_Iterable[int]] = ..., slot: _Optional[_Iterable[int]] = ..., bucket: _Optional[_Iterable[_Union[Bucket, str]]] = ..., job: _Optional[_Iterable[int]] = ..., team: _Optional[_Iterable[int]] = ..., workload_class: _Optional[_Iterable[int]] = ..., weight: _Optional[_Iterable[float]] = ..., pending_jobs: _Optional[int] = ..., pending_cards: _Optional[int] = ..., user: _Optional[_Iterable[int]] = ...) -> None: ...
+    free_cards: float
+    def __init__(self, source: _Optional[str] = ..., taken_unix_ms: _Optional[int] = ..., valid_until_unix_ms: _Optional[int] = ..., strings: _Optional[_Iterable[str]] = ..., node: _Optional[_Iterable[int]] = ..., slot: _Optional[_Iterable[int]] = ..., bucket: _Optional[_Iterable[_Union[Bucket, str]]] = ..., job: _Optional[_Iterable[int]] = ..., team: _Optional[_Iterable[int]] = ..., workload_class: _Optional[_Iterable[int]] = ..., weight: _Optional[_Iterable[float]] = ..., pending_jobs: _Optional[int] = ..., pending_cards: _Optional[int] = ..., user: _Optional[_Iterable[int]] = ..., free_cards: _Optional[float] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("slot", "time_unix_ms", "kind", "code", "severity", "text", "action")

@@ -11,11 +11,30 @@ import psutil
 import pytest
 
 from fakenvml import Script, device
-from flopwatch_agent.driver.messages import DeviceReading, EventsRequest
+from flopwatch_agent.driver.messages import DeviceReading, EventsRequest, ProcessInfo
+from flopwatch_agent.driver.processes import PLAUSIBLE_MAX, believed
 from flopwatch_agent.reading import FIELDS
 from flopwatch_proto.rows import Absence
 
-GPM = {2: 90, 5: 45, 6: 1, 7: 44, 9: 2, 10: 30, 11: 3, 12: 4, 13: 5, 20: 10, 21: 20, 60: 30, 61: 40}
+GPM = {
+    1: 97,
+    2: 90,
+    3: 60,
+    4: 50,
+    5: 45,
+    6: 1,
+    7: 44,
+    8: 6,
+    9: 2,
+    10: 30,
+    11: 3,
+    12: 4,
+    13: 5,
+    20: 10,
+    21: 20,
+    60: 30,
+    61: 40,
+}
 MIB = 1024 * 1024
 
 Start = Callable[..., Any]
@@ -28,12 +47,65 @@ def absence(reading: DeviceReading, name: str) -> Absence:
     return Absence(reading.absences.get(name, Absence.MISSING))
 
 
+EXPECTED = {
+    "gpu_utilization_ratio": 0.97,
+    "memory_utilization_ratio": 0.41,
+    "graphics_active_ratio": 0.97,
+    "sm_active_ratio": 0.90,
+    "sm_occupancy_ratio": 0.60,
+    "integer_active_ratio": 0.50,
+    "tensor_active_ratio": 0.45,
+    "dfma_active_ratio": 0.01,
+    "hmma_active_ratio": 0.44,
+    "dmma_active_ratio": 0.06,
+    "imma_active_ratio": 0.02,
+    "dram_active_ratio": 0.30,
+    "fp64_active_ratio": 0.03,
+    "fp32_active_ratio": 0.04,
+    "fp16_active_ratio": 0.05,
+    "sm_clock_mhz": 1650,
+    "pcie_tx_bytes_per_second": 10 * MIB,
+    "pcie_rx_bytes_per_second": 20 * MIB,
+    "nvlink_rx_bytes_per_second": 30 * MIB,
+    "nvlink_tx_bytes_per_second": 40 * MIB,
+    "energy_joules_total": 5.0,
+    "throttled_power_seconds_total": 2.5,
+    "throttled_thermal_sw_seconds_total": 3.0,
+    "throttled_thermal_hw_seconds_total": 0.0,
+    "throttled_power_brake_seconds_total": 0.0,
+    "throttled_sync_boost_seconds_total": 0.5,
+    "throttled_application_clock_seconds_total": 0.0,
+    "ecc_corrected_total": 3,
+    "ecc_uncorrected_total": 1,
+    "nvlink_errors_total": 7,
+    "memory_clock_mhz": 2619,
+    "power_watts": 620.5,
+    "power_limit_watts": 700,
+    "temperature_celsius": 61,
+    "memory_temperature_celsius": 80,
+    "memory_used_bytes": 7 << 30,
+    "memory_total_bytes": (80 << 30) - 463 * MIB,
+    "pcie_link_generation": 5,
+    "pcie_link_width": 16,
+    "pcie_link_generation_limit": 5,
+    "pcie_link_width_limit": 16,
+    "remapped_rows_pending": 0,
+    "remapped_rows_failed": 0,
+    "clock_event_reasons": 4,
+}
+
+
 def test_values_arrive_in_the_units_of_their_names(start: Start, script: Script) -> None:
     script.write(
         device(
             0,
             gpm=GPM,
-            fields={74: "count 2500000000 0", 269: "count 3000000000 0", 76: "count 500000000 0"},
+            fields={
+                74: "count 2500000000 0",
+                269: "count 3000000000 0",
+                76: "count 500000000 0",
+                59: 7,
+            },
             power_milliwatts=620500,
             energy_millijoules="count 5000 0",
             util_gpu=97,
@@ -51,45 +123,8 @@ def test_values_arrive_in_the_units_of_their_names(start: Start, script: Script)
     child.inventory()
     child.read()
     values = child.card().values
-    expected = {
-        "gpu_utilization_ratio": 0.97,
-        "memory_utilization_ratio": 0.41,
-        "sm_active_ratio": 0.90,
-        "tensor_active_ratio": 0.45,
-        "dfma_active_ratio": 0.01,
-        "hmma_active_ratio": 0.44,
-        "imma_active_ratio": 0.02,
-        "dram_active_ratio": 0.30,
-        "fp64_active_ratio": 0.03,
-        "fp32_active_ratio": 0.04,
-        "fp16_active_ratio": 0.05,
-        "sm_clock_mhz": 1650,
-        "pcie_tx_bytes_per_second": 10 * MIB,
-        "pcie_rx_bytes_per_second": 20 * MIB,
-        "nvlink_rx_bytes_per_second": 30 * MIB,
-        "nvlink_tx_bytes_per_second": 40 * MIB,
-        "energy_joules_total": 5.0,
-        "throttled_power_seconds_total": 2.5,
-        "throttled_thermal_sw_seconds_total": 3.0,
-        "throttled_thermal_hw_seconds_total": 0.0,
-        "throttled_power_brake_seconds_total": 0.0,
-        "throttled_sync_boost_seconds_total": 0.5,
-        "throttled_application_clock_seconds_total": 0.0,
-        "ecc_corrected_total": 3,
-        "ecc_uncorrected_total": 1,
-        "memory_clock_mhz": 2619,
-        "power_watts": 620.5,
-        "power_limit_watts": 700,
-        "temperature_celsius": 61,
-        "memory_temperature_celsius": 80,
-        "memory_used_bytes": 7 << 30,
-        "memory_total_bytes": (80 << 30) - 463 * MIB,
-        "pcie_link_generation": 5,
-        "pcie_link_width": 16,
-        "clock_event_reasons": 4,
-    }
-    assert values == pytest.approx(expected)
-    assert expected.keys() == FIELDS.keys()
+    assert values == pytest.approx(EXPECTED)
+    assert EXPECTED.keys() == FIELDS.keys()
 
 
 def test_not_supported_failed_and_missing_are_three_things(start: Start, script: Script) -> None:
@@ -275,8 +310,32 @@ def test_processes_come_with_their_memory_and_start(start: Start, script: Script
     child.inventory()
     processes = child.card().processes
     assert processes is not None
-    mine, elsewhere = processes
-    assert (mine.pid, mine.memory_bytes) == (me, 1000)
+    mine = next(process for process in processes if process.pid == me)
+    assert mine.memory_bytes == 1000
     assert mine.started_unix_ms is not None
     assert mine.started_unix_ms / 1000 == pytest.approx(psutil.Process().create_time(), abs=2)
-    assert (elsewhere.memory_bytes, elsewhere.started_unix_ms) == (None, None)
+
+
+def test_processes_that_nobody_can_have_are_not_told_on_a_host() -> None:
+    known = ProcessInfo(pid=7, started_unix_ms=1_000)
+    unknown = ProcessInfo(pid=8)
+    assert believed([known, unknown], sees_every_pid=True) == [known]
+    # In a pid namespace of its own an agent cannot tell: somebody holds the card.
+    assert believed([known, unknown], sees_every_pid=False) == [known, unknown]
+
+
+def test_an_absurd_list_of_processes_says_nothing(start: Start, script: Script) -> None:
+    pids = range(2_000_000_000, 2_000_000_000 + PLAUSIBLE_MAX + 1)
+    script.add(*(f"device 0 process {pid} compute 1" for pid in pids))
+    child = start()
+    child.inventory()
+    assert child.card().processes is None
+
+
+def test_an_impossible_amount_of_memory_is_not_told(start: Start, script: Script) -> None:
+    script.add(f"device 0 process {os.getpid()} compute {1 << 50}")
+    child = start()
+    child.inventory()
+    processes = child.card().processes
+    assert processes is not None
+    assert [process.memory_bytes for process in processes] == [None]

@@ -1,0 +1,119 @@
+"""`agents`: which agents report, in which version, and how far behind they are."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from flopwatch.api import DEFAULT_URL, Api
+from flopwatch.cli import number, table
+from flopwatch.cli.options import ApiUrl, Json
+
+LATE_SECONDS: Final = 60.0
+"""An agent that was not heard for so long is late: it speaks every 10 s."""
+_KEYS: Final = {"version": "version", "cluster": "cluster", "driver": "driver_state"}
+
+Record = Mapping[str, Any]
+
+
+def agents(
+    by: Annotated[
+        Literal["version", "cluster", "driver"] | None,
+        typer.Option(help="One line per version, cluster or state of the driver."),
+    ] = None,
+    cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Only this cluster.")] = None,
+    api: ApiUrl = DEFAULT_URL,
+    json: Json = False,
+) -> int:
+    """Which agents report, since this collector started."""
+    answer = Api(api).get("/api/v1/agents", cluster=cluster)
+    now = datetime.now(UTC)
+    listed: list[Record] = answer.data["agents"]
+    if by is None:
+        shown: Table = _agents(listed, now)
+        said = answer.text
+    else:
+        groups = grouped(listed, _KEYS[by], now)
+        shown = _groups(groups, by)
+        said = json_module.dumps(groups)
+    if json:
+        typer.echo(said)
+    elif listed:
+        Console(highlight=False).print(shown)
+    else:
+        typer.echo("no agent has reported since this collector started")
+    return 0
+
+
+def grouped(listed: Sequence[Record], key: str, now: datetime) -> list[dict[str, Any]]:
+    """Return per value of a key: agents, those that are late, left, or behind; the largest group first."""
+    groups: dict[str | None, list[Record]] = {}
+    for agent in listed:
+        groups.setdefault(agent[key], []).append(agent)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), str(item[0])))
+    return [
+        {
+            key: value,
+            "agents": len(of),
+            "late": sum(late(a, now) for a in of),
+            "left": sum(bool(a["left"]) for a in of),
+            "behind": sum(bool(a["spool_batches"]) for a in of),
+        }
+        for value, of in ordered
+    ]
+
+
+def late(agent: Record, now: datetime) -> bool:
+    """Whether a real agent that took no leave was not heard for a minute."""
+    heard = table.moment(agent["heard"])
+    if heard is None or agent["left"] or agent["simulated"]:
+        return False
+    return (now - heard).total_seconds() > LATE_SECONDS
+
+
+def _agents(listed: Sequence[Record], now: datetime) -> Table:
+    columns = ("cluster", "node", "version", "heard", "driver", "spool", "lost", "clock")
+    shown = _table("agents", columns)
+    for agent in listed:
+        heard = "left" if agent["left"] else table.age(agent["heard"], now)
+        skew = agent["clock_skew_ms"]
+        shown.add_row(
+            agent["cluster"],
+            agent["node"] + (" SIM" if agent["simulated"] else ""),
+            str(agent["version"] or number.UNKNOWN),
+            f"▲ {heard}" if late(agent, now) else heard,
+            str(agent["driver_state"] or number.UNKNOWN),
+            number.cards(agent["spool_batches"]),
+            number.cards(agent["rows_dropped"]),
+            number.UNKNOWN if skew is None else f"{skew / 1000:+.1f} s",
+        )
+    return shown
+
+
+def _groups(groups: Sequence[Record], by: str) -> Table:
+    shown = _table(f"agents by {by}", (by, "agents", "late", "left", "behind"))
+    for group in groups:
+        value = group[_KEYS[by]]
+        numbers = (str(group[name]) for name in ("agents", "late", "left", "behind"))
+        shown.add_row(str(value or number.UNKNOWN), *numbers)
+    return shown
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        wide = column in ("cluster", "node", "version", "driver", "heard")
+        made.add_column(
+            column,
+            justify="left" if wide else "right",
+            overflow="fold",
+            no_wrap=column not in ("cluster", "node"),
+        )
+    return made
