@@ -35,13 +35,8 @@ debian: ## install what the tests need of the system (as root on Debian; else on
 run: setup ## start collector, agent and, without an accelerator, a simulated cluster
 	$(BIN)/flopwatch up
 
-# Half of the suite waits for processes; the other half computes. They run beside each other.
-WAITING := tests/e2e tests/slurm
 test: setup debian ## run the test suite; a skipped test is a failed one
-	@export PYTHONPATH=tests; log=$$(mktemp); \
-	$(BIN)/pytest -p no_skips -p no:cacheprovider $(WAITING) >$$log 2>&1 & waiting=$$!; \
-	$(BIN)/pytest -p no_skips $(WAITING:%=--ignore=%); rest=$$?; \
-	wait $$waiting; waited=$$?; cat $$log; rm -f $$log; exit $$((rest | waited))
+	$(BIN)/python tools/suite.py
 
 check: setup ## format, lint, types, imports, stubs and generated documents
 	$(BIN)/ruff format --check .

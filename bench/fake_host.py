@@ -45,7 +45,7 @@ async def running_agent(
     process = await asyncio.create_subprocess_exec(
         *(FLOPWATCH, "agent", "--collector", f"127.0.0.1:{port}", "--node", "bench"),
         *("--data", str(directory / "data"), "--http", "127.0.0.1:0"),
-        env=dict(environment),
+        env={**environment, "FLOPWATCH_SOCKET": str(directory / "jobs.sock")},
     )
     try:
         yield process.pid

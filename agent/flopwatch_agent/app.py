@@ -17,6 +17,7 @@ import contextlib
 import functools
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ from flopwatch_agent.local_http import LocalHttp
 from flopwatch_agent.outgoing import Outgoing
 from flopwatch_agent.parts import Parts, build
 from flopwatch_agent.present import Present
+from flopwatch_agent.release import Window
 from flopwatch_agent.sources import Source, SourceReport
 from flopwatch_agent.sources.dcgm import Dcgm
 from flopwatch_agent.sources.host import HostProbe
@@ -62,8 +64,10 @@ class Agent:
             dtype=parts.config.dtype,
             achievable=parts.ceilings.flops,
             gap_ms_max=30_000,
+            resume_unix_ms=parts.spool.newest_unix_ms,
         )
         self._stopping = asyncio.Event()
+        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
         self._reason = "stop"
         self._cadence = Cadence()
         self._outgoing = Outgoing(
@@ -125,6 +129,7 @@ class Agent:
                     await source.close()
             await intake.close()
             await self._http.close()
+            self._disk.shutdown()
             parts.spool.close()
 
     async def _measure(self, sources: Sequence[Source]) -> None:
@@ -149,7 +154,7 @@ class Agent:
 
     async def _leave(self) -> None:
         self._outgoing.add_rows(self._fold.close(wall_unix_ms(self._clock)))
-        self._hand_over()
+        await self._hand_over()
         stream = self._parts.stream
         if stream.counters.connected:
             with contextlib.suppress(TimeoutError):
@@ -180,7 +185,7 @@ class Agent:
                 self._take(report)
                 self._read_unix_ms[source.name] = wall_unix_ms(self._clock)
                 self._taken.set()
-                self._answer_captures()
+                await self._answer_captures()
 
     async def _read(self, source: Source) -> SourceReport | None:
         """Return a source's report, or None where it failed."""
@@ -213,7 +218,7 @@ class Agent:
             self._parts.ceilings.refresh()
             stale_ms = wall_unix_ms(self._clock) - 3 * interval_ms
             self._outgoing.add_rows(self._fold.close(stale_ms))
-            self._hand_over()
+            await self._hand_over()
 
     async def _settle(self, boundary_unix_ms: int) -> None:
         """Wait, not for long, until every source has read beyond the boundary."""
@@ -274,7 +279,7 @@ class Agent:
             for watcher in self._watchers:
                 watcher.see(reading, shares)
 
-    def _hand_over(self) -> None:
+    async def _hand_over(self) -> None:
         """Append what there is as one payload, and wake the stream."""
         self._outgoing.tell((*self._spool_events(), *self._step_events()))
         self._outgoing.tell(self._parts.allocation.events())
@@ -284,7 +289,7 @@ class Agent:
         payload = self._outgoing.take()
         if payload is None:
             return
-        self._parts.spool.append(payload)
+        await self._append(payload)
         self._parts.stream.tell(self._outgoing.newest, self._driver_state)
         self._parts.stream.wake()
 
@@ -297,11 +302,19 @@ class Agent:
     def _asked(self, capture: pb.CaptureRequest) -> None:
         self._parts.recorder.request(capture, wall_unix_ms(self._clock))
 
-    def _answer_captures(self) -> None:
+    async def _append(self, payload: pb.Payload) -> None:
+        """In a thread, in order: a disk that stalls must not hold up readings and watchdog.
+
+        Shielded: what was taken for the spool gets there, also where the loop that waits is cancelled.
+        """
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self._disk, self._parts.spool.append, payload))
+
+    async def _answer_captures(self) -> None:
         """Append the captures whose window is over, each part as a payload of its own: they are large."""
         captures = self._parts.recorder.due(wall_unix_ms(self._clock))
         for capture in captures:
-            self._parts.spool.append(pb.Payload(captures=[capture]))
+            await self._append(pb.Payload(captures=[capture]))
         if captures:
             self._parts.stream.wake()
 
@@ -340,7 +353,7 @@ class Agent:
 
 
 async def run_agent(config: AgentConfig) -> None:
-    """Run an agent until SIGTERM or SIGINT (stop) or SIGHUP (upgrade).
+    """Run an agent until SIGTERM or SIGINT (stop) or SIGHUP (upgrade); SIGUSR1 lets go of the cards.
 
     Raises:
         UsageError: the configuration cannot be acted on.
@@ -350,6 +363,7 @@ async def run_agent(config: AgentConfig) -> None:
     loop.add_signal_handler(signal.SIGTERM, agent.stop)
     loop.add_signal_handler(signal.SIGINT, agent.stop)
     loop.add_signal_handler(signal.SIGHUP, functools.partial(agent.stop, "upgrade"))
+    loop.add_signal_handler(signal.SIGUSR1, Window(config.release_file).ask_by_signal)
     try:
         await agent.run()
     except* FlopwatchError as group:

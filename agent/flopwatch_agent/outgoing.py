@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from flopwatch_agent.events.catalogue import explained
+from flopwatch_agent.events.once import Once
 from flopwatch_agent.reading import Device
 from flopwatch_agent.sources.host import HostReading, host_rows
 from flopwatch_proto.codec import IntervalRow, encode_rows
@@ -32,6 +34,7 @@ class Outgoing:
     dropped_events: int = 0
     _rows: list[IntervalRow] = field(default_factory=list)
     _events: list[pb.Event] = field(default_factory=list)
+    _once: Once = field(default_factory=Once)
     _slots: list[pb.SlotDeclaration] = field(default_factory=list)
     _hosts: list[HostReading] = field(default_factory=list)
     _declared: dict[str, Device] = field(default_factory=dict)
@@ -41,8 +44,8 @@ class Outgoing:
         self._rows += rows
 
     def tell(self, events: Iterable[pb.Event]) -> None:
-        """Take events; the oldest give way."""
-        self._events += events
+        """Take events, one of two that say the same, explained by the catalogue; the oldest give way."""
+        self._events += (explained(event) for event in self._once.fresh(events))
         if (excess := len(self._events) - EVENTS_MAX) > 0:
             self.dropped_events += excess
             del self._events[:excess]

@@ -9,6 +9,7 @@ from flopwatch_agent.allocation.registry import build_access, build_allocation
 from flopwatch_agent.ceilings import Ceilings
 from flopwatch_agent.clock import Clock, SystemClock
 from flopwatch_agent.config import AgentConfig
+from flopwatch_agent.events.onset import Onset
 from flopwatch_agent.health import Health
 from flopwatch_agent.identity import agent_version, boot_id
 from flopwatch_agent.jobs import JobTable
@@ -77,6 +78,7 @@ def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
         jobs=JobTable(environments.labels),
         allocation=build_allocation(config, environments, clock),
         ceilings=Ceilings(config.data),
+        watchers=(Onset(),),
         dcgm=None
         if config.dcgm.enabled == "off"
         else Dcgm(config.dcgm, boottime_ns=clock.boottime_ns),

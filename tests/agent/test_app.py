@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -210,6 +211,40 @@ async def test_what_an_absent_collector_missed_comes_after_a_restart(
     await stopped(agent, running)
     assert sorted(collector.stored) == list(range(1, len(collector.stored) + 1))
     assert len({hello.spool_id for hello in collector.hellos}) == 1
+
+
+async def test_a_disk_that_stalls_holds_up_no_reading_and_loses_no_row_at_a_stop(
+    tmp_path: Path, collector: FakeCollector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = QuickSource()
+    parts = parts_of(tmp_path, collector.target, source)
+    asked, moves = threading.Event(), threading.Event()
+    append = parts.spool.append
+
+    def stalled(payload: pb.Payload) -> None:
+        asked.set()
+        assert moves.wait(60)
+        append(payload)
+
+    monkeypatch.setattr(parts.spool, "append", stalled)
+    agent = Agent(parts)
+    running = asyncio.create_task(agent.run())
+    while not asked.is_set():
+        await asyncio.sleep(0.01)
+    reads = source.reads
+    while source.reads < reads + 20:
+        await asyncio.sleep(0.01)
+    agent.stop()  # what waits for the disk is cancelled, and what it waits for is not
+    await asyncio.sleep(0.2)
+    moves.set()
+    await asyncio.wait_for(running, 60)
+    rows = [
+        (s, s + d)
+        for p in payloads(collector)
+        for s, d in zip(p.intervals.start_unix_ms, p.intervals.duration_ms, strict=True)
+    ]
+    assert len(rows) > 1
+    assert [start for start, _ in rows[1:]] == [end for _, end in rows[:-1]]
 
 
 async def test_the_daemon_ends_cleanly_on_sigterm(tmp_path: Path, collector: FakeCollector) -> None:

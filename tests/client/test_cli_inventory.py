@@ -17,7 +17,6 @@ import pytest
 from flopwatch.cli.app import run
 
 H100 = "NVIDIA H100 80GB HBM3"
-NOW = datetime.now(UTC)
 
 
 def card(node: str, slot: str, **more: Any) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def card(node: str, slot: str, **more: Any) -> dict[str, Any]:
 def agent(node: str, version: str, seconds: int = 3, **more: Any) -> dict[str, Any]:
     return {
         "cluster": "atlas", "node": node, "version": version, "simulated": False, "left": False,
-        "heard": (NOW - timedelta(seconds=seconds)).isoformat(), "driver_state": "ok",
+        "heard": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(), "driver_state": "ok",
         "spool_batches": 0, "rows_dropped": 0, "clock_skew_ms": 20,
     } | more  # fmt: skip
 
@@ -45,19 +44,25 @@ ANSWERS: dict[str, Any] = {
             card("host", "cpu0", device_kind="cpu"),
         ],
     },
-    "/api/v1/agents": {
+}
+
+
+def answer(path: str) -> Any:
+    """What the API says now."""
+    if path != "/api/v1/agents":
+        return ANSWERS[path]
+    return {
         "agents": [
             agent("n0", "0.2.0"),
             agent("n1", "0.1.0", seconds=600, spool_batches=40, driver_state="unresponsive"),
             agent("n2", "0.1.0", seconds=600, left=True),
         ]
-    },
-}
+    }
 
 
 class _Api(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        body = json.dumps(ANSWERS[self.path.partition("?")[0]]).encode()
+        body = json.dumps(answer(self.path.partition("?")[0])).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

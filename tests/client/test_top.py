@@ -259,6 +259,7 @@ def test_a_real_agent_on_a_fake_driver_is_shown_without_escape_codes(
     script.write(device(0, gpm=gpm, sm_clock_mhz=1755), device(1, gpm=gpm))
     variables = {**processes.environment(), **env(lib, script)}
     variables["FLOPWATCH_METRICS__DCGM_NAMES"] = "true"
+    variables["FLOPWATCH_SOCKET"] = str(tmp_path / "jobs.sock")
     arguments = processes.agent("127.0.0.1:1", tmp_path / "data", cluster="c", node="n")
     with processes.running(*arguments, log=tmp_path / "log", env=variables) as running:
 

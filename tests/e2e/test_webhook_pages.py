@@ -95,7 +95,6 @@ def test_a_collector_that_was_killed_ends_no_outage(stage: Stage) -> None:
     assert [p["action"] for p in stage.receiver.pages("muted", "allocation")] == ["trigger"]
     assert [p["action"] for p in stage.receiver.pages("drops")] == ["trigger", "resolve"]
     assert stage.receiver.pages("unwatched", "allocation") == []
-    assert stage.receiver.pages("rolling") == []
 
 
 def test_every_page_is_signed_and_sent_under_a_key_of_its_own(stage: Stage) -> None:
