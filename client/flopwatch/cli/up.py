@@ -61,7 +61,9 @@ def up(
     web, ingest = listening("--http", http), listening("--grpc", grpc)
     directory = data or data_directory()
     children = Children()
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A script that starts us in the background has us ignore Ctrl-C; the daemons do not, so we must not.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         return _run(children, directory, web, ingest, simulate=not no_sim)
     except KeyboardInterrupt:
