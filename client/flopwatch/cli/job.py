@@ -12,11 +12,11 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flopwatch.api import DEFAULT_URL, Api
 from flopwatch.cli import table
 from flopwatch.cli.options import ApiUrl, Json
+from flopwatch.cli.progress import counted
 from flopwatch_proto.errors import UsageError
 from flopwatch_proto.settings import Duration
 
@@ -111,13 +111,7 @@ def _await_answers(
 ) -> dict[str, Any]:
     """Watch the answers come; return what the API says when all are there, or time is up."""
     began = time.monotonic()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True, highlight=False),
-    ) as progress:
+    with counted() as progress:
         bar = progress.add_task("recording", total=said["slots"])
         while said["answered"] < said["slots"] and time.monotonic() < began + seconds + patience:
             if time.monotonic() > began + seconds:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flopwatch.api import DEFAULT_URL, Api, ApiUnreachableError
 from flopwatch.cli.options import ApiUrl
+from flopwatch.cli.progress import counted
 from flopwatch.simulate import scenario as scenarios
 from flopwatch.simulate.scenario import Scenario
 from flopwatch_agent.clock import SystemClock, wall_unix_ms
@@ -73,13 +72,7 @@ async def _backfill(target: str, scenario: Scenario, start_unix_ms: int) -> None
     from flopwatch.simulate.backfill import Backfill
 
     intervals = -(-scenario.duration_ms // scenario.interval_ms)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True, highlight=False),
-    ) as progress:
+    with counted() as progress:
         bar = progress.add_task(
             "node intervals", total=intervals * sum(c.nodes for c in scenario.clusters)
         )
