@@ -6,19 +6,25 @@ them in an order that a crash may cut anywhere: marks, rows, receipts. Everythin
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from flopwatch_collector.telemetry.capture import capture_columns
 from flopwatch_collector.telemetry.dirty import MINUTE_MS, Minute
+from flopwatch_collector.telemetry.payload import (
+    check_finite,
+    fields,
+    host_columns,
+    probe_columns,
+    roster_columns,
+    slot_columns,
+)
 from flopwatch_collector.telemetry.schema import DAY_MS, RAW_KEPT_DAYS, TABLES
 from flopwatch_collector.telemetry.store import TelemetryStore, arrow_block
 from flopwatch_proto import codec, rows
 from flopwatch_proto.codec import Columns
 from flopwatch_proto.errors import PermanentError
-from flopwatch_proto.rows import Bucket
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 FUTURE_MS_MAX: Final = 10 * MINUTE_MS
@@ -90,7 +96,7 @@ def of_batch(origin: Origin, batch: pb.Batch, now_unix_ms: int) -> Arrival:
     """
     payload = codec.unpack(batch)
     try:
-        rosters = tuple(_by(origin, _roster_columns(roster)) for roster in payload.rosters)
+        rosters = tuple(_by(origin, roster_columns(roster)) for roster in payload.rosters)
         tables = _tables_of_payload(origin, payload)
     except PermanentError as exc:
         raise PermanentError(f"bad_rows: {exc}") from exc
@@ -242,108 +248,28 @@ def _tables_of_payload(origin: Origin, payload: pb.Payload) -> dict[str, Columns
     tables: dict[str, Columns] = {}
     if payload.intervals.slot:
         columns = codec.decode_rows(payload.intervals)
-        _check_finite(columns, rows.QUANTITY_NAMES)
+        check_finite(columns, rows.QUANTITY_NAMES)
         tables["interval"] = _by(origin, columns)
     if payload.hosts.start_unix_ms:
-        tables["host"] = _by(origin, _host_columns(payload.hosts))
+        tables["host"] = _by(origin, host_columns(payload.hosts))
     if payload.slots:
-        tables["slot"] = _by(origin, _slot_columns(origin, payload.slots))
+        tables["slot"] = _by(origin, slot_columns(origin.node, payload.slots))
     if payload.events:
-        tables["event"] = _by(origin, _fields(payload.events, pb.Event.DESCRIPTOR))
+        tables["event"] = _by(origin, fields(payload.events, pb.Event.DESCRIPTOR))
     if payload.probes:
-        columns = _fields(payload.probes, pb.Probe.DESCRIPTOR)
-        _check_finite(columns, ("seconds", "median_flops", "p10_flops", "p90_flops"))
-        tables["probe"] = _by(origin, columns)
+        tables["probe"] = _by(origin, probe_columns(payload.probes))
     if payload.captures:
         tables["capture"] = _by(origin, capture_columns(payload.captures))
     return tables
 
 
-def _fields(messages: Iterable[Any], descriptor: Any) -> Columns:
-    names = [entry.name for entry in descriptor.fields]
-    return {name: [getattr(message, name) for message in messages] for name in names}
-
-
 def declared(cluster: str, slots: Sequence[pb.SlotDeclaration], stored_unix_ms: int) -> Columns:
     """Return declarations of real slots, from an inventory, as columns of table ``slot``."""
     origin = Origin(cluster=cluster, node="", simulated=False, spool_id="")
-    columns = _by(origin, _slot_columns(origin, slots))
+    columns = _by(origin, slot_columns("", slots))
     return {**columns, "stored_unix_ms": [stored_unix_ms] * len(slots)}
 
 
-def _slot_columns(origin: Origin, slots: Sequence[pb.SlotDeclaration]) -> Columns:
-    columns = _fields(slots, pb.SlotDeclaration.DESCRIPTOR)
-    columns["node"] = [node or origin.node for node in columns["node"]]
-    if not all(columns["slot"]):
-        raise PermanentError("a slot without a name")
-    if not all(columns["state"]):
-        raise PermanentError("a slot without a state")
-    return columns
-
-
-def _host_columns(message: pb.HostRows) -> Columns:
-    count = len(message.start_unix_ms)
-    columns: Columns = {
-        "start_unix_ms": list(message.start_unix_ms),
-        "duration_ms": list(message.duration_ms),
-    }
-    for quantity in rows.HOST_QUANTITIES:
-        values: list[Any] = list(getattr(message, quantity.name))
-        columns[quantity.name] = values or [None] * count
-    for absence in message.absences:
-        if absence.column not in columns or len(absence.absences) != count:
-            raise PermanentError(f"absences of host column {absence.column!r}")
-        column = columns[absence.column]
-        if len(column) == count:
-            for i, code in enumerate(absence.absences):
-                if code:
-                    column[i] = None
-    for name, column in columns.items():
-        if len(column) != count:
-            raise PermanentError(f"host column {name} has {len(column)} entries for {count} rows")
-    _check_finite(columns, [quantity.name for quantity in rows.HOST_QUANTITIES])
-    return columns
-
-
-def _roster_columns(roster: pb.Roster) -> Columns:
-    """Return a roster as columns of table ``roster``: first the roster itself, then its entries.
-
-    Raises:
-        PermanentError: a column's length or an index makes no sense.
-    """
-    count = len(roster.node)
-    texts = ["", *roster.strings[1:]]
-    columns: Columns = {}
-    try:
-        for name in ("node", "slot", "job", "team", "user", "workload_class"):
-            indexes = list(getattr(roster, name)) or [0] * count
-            columns[name] = ["", *(texts[i] for i in indexes)]
-    except IndexError:
-        raise PermanentError("a roster points past the end of its `strings`") from None
-    columns["bucket"] = [0, *roster.bucket]
-    columns["weight"] = [0.0, *(roster.weight or [1.0] * count)]
-    for name, column in columns.items():
-        if len(column) != count + 1:
-            raise PermanentError(f"roster column {name} does not match its {count} entries")
-    if not all(0.0 <= weight <= 1.0 for weight in columns["weight"]):
-        raise PermanentError("a roster with a weight outside [0, 1]")
-    if not set(roster.bucket) <= _BUCKETS:
-        raise PermanentError("a roster with a bucket that this collector does not know")
-    names = ("source", "taken_unix_ms", "valid_until_unix_ms", "pending_jobs", "pending_cards")
-    constant = {name: getattr(roster, name) for name in names}
-    constant["free_cards"] = roster.free_cards if roster.HasField("free_cards") else None
-    return columns | {name: [value] * (count + 1) for name, value in constant.items()}
-
-
-def _check_finite(columns: Columns, names: Iterable[str]) -> None:
-    for name in names:
-        column = columns[name]
-        known = [v for v in column if v is not None] if None in column else column
-        if known and not math.isfinite(sum(known)):
-            raise PermanentError(f"column {name} holds a value that is no number")
-
-
-_BUCKETS: Final = frozenset(int(bucket) for bucket in Bucket)
 _TIMES: Final = (
     ("interval", "start_unix_ms", True),
     ("host", "start_unix_ms", True),

@@ -269,7 +269,7 @@ class AbsenceColumn(_message.Message):
     def __init__(self, column: _Optional[str] = ..., absences: _Optional[bytes] = ...) -> None: ...
 
 class IntervalRows(_message.Message):
-    __slots__ = ("strings", "absences", "slot", "start_unix_ms", "job", "instance", "duration_ms", "weight", "bucket", "rogue", "sku", "device_uuid", "serial", "device_kind", "team", "user", "workload_class", "phase", "dtype", "dtype_confidence", "convention", "efficiency_method", "allocation_source", "card_ms", "covered_ms", "counted_ms", "resident_ms", "sm_active_ms", "tensor_active_ms", "hmma_active_ms", "imma_active_ms", "dfma_active_ms", "fp64_active_ms", "fp32_active_ms", "fp16_active_ms", "dram_active_ms", "gpu_utilization_ms", "memory_utilization_ms", "sm_active_clock_ms", "tensor_active_clock_ms", "sm_clock_mhz_seconds", "throttled_power_ms", "throttled_thermal_sw_ms", "throttled_thermal_hw_ms", "throttled_power_brake_ms", "throttled_sync_boost_ms", "throttled_application_clock_ms", "capacity_flops", "achievable_flops", "u_flops", "u_lo_flops", "u_hi_flops", "hardware_lo_flops", "hardware_hi_flops", "model_flops", "energy_joules", "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes", "ecc_corrected_count", "ecc_uncorrected_count", "power_watts_max", "temperature_celsius_max", "memory_temperature_celsius_max", "memory_used_bytes_max", "memory_total_bytes_max")
+    __slots__ = ("strings", "absences", "slot", "start_unix_ms", "job", "instance", "duration_ms", "weight", "bucket", "rogue", "sku", "device_uuid", "serial", "device_kind", "team", "user", "workload_class", "phase", "dtype", "dtype_confidence", "convention", "efficiency_method", "allocation_source", "card_ms", "covered_ms", "counted_ms", "resident_ms", "sm_active_ms", "tensor_active_ms", "hmma_active_ms", "imma_active_ms", "dfma_active_ms", "fp64_active_ms", "fp32_active_ms", "fp16_active_ms", "dram_active_ms", "gpu_utilization_ms", "memory_utilization_ms", "probing_ms", "sm_active_clock_ms", "tensor_active_clock_ms", "sm_clock_mhz_seconds", "throttled_power_ms", "throttled_thermal_sw_ms", "throttled_thermal_hw_ms", "throttled_power_brake_ms", "throttled_sync_boost_ms", "throttled_application_clock_ms", "capacity_flops", "achievable_flops", "u_flops", "u_lo_flops", "u_hi_flops", "hardware_lo_flops", "hardware_hi_flops", "model_flops", "steps_count", "step_ms", "tokens_count", "reported_mfu_ms", "reported_ms", "energy_joules", "pcie_tx_bytes", "pcie_rx_bytes", "nvlink_tx_bytes", "nvlink_rx_bytes", "ecc_corrected_count", "ecc_uncorrected_count", "power_watts_max", "temperature_celsius_max", "memory_temperature_celsius_max", "memory_used_bytes_max", "memory_total_bytes_max")
     STRINGS_FIELD_NUMBER: _ClassVar[int]
     ABSENCES_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -308,6 +308,7 @@ class IntervalRows(_message.Message):
     DRAM_ACTIVE_MS_FIELD_NUMBER: _ClassVar[int]
     GPU_UTILIZATION_MS_FIELD_NUMBER: _ClassVar[int]
     MEMORY_UTILIZATION_MS_FIELD_NUMBER: _ClassVar[int]
+    PROBING_MS_FIELD_NUMBER: _ClassVar[int]
     SM_ACTIVE_CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     TENSOR_ACTIVE_CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     SM_CLOCK_MHZ_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -325,6 +326,11 @@ class IntervalRows(_message.Message):
     HARDWARE_LO_FLOPS_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_HI_FLOPS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_MFU_MS_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_MS_FIELD_NUMBER: _ClassVar[int]
     ENERGY_JOULES_FIELD_NUMBER: _ClassVar[int]
     PCIE_TX_BYTES_FIELD_NUMBER: _ClassVar[int]
     PCIE_RX_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +381,7 @@ class IntervalRows(_message.Message):
     dram_active_ms: _containers.RepeatedScalarFieldContainer[float]
     gpu_utilization_ms: _containers.RepeatedScalarFieldContainer[float]
     memory_utilization_ms: _containers.RepeatedScalarFieldContainer[float]
+    probing_ms: _containers.RepeatedScalarFieldContainer[float]
     sm_active_clock_ms: _containers.RepeatedScalarFieldContainer[float]
     tensor_active_clock_ms: _containers.RepeatedScalarFieldContainer[float]
     sm_clock_mhz_seconds: _containers.RepeatedScalarFieldContainer[float]
@@ -392,6 +399,11 @@ class IntervalRows(_message.Message):
     hardware_lo_flops: _containers.RepeatedScalarFieldContainer[float]
     hardware_hi_flops: _containers.RepeatedScalarFieldContainer[float]
     model_flops: _containers.RepeatedScalarFieldContainer[float]
+    steps_count: _containers.RepeatedScalarFieldContainer[float]
+    step_ms: _containers.RepeatedScalarFieldContainer[float]
+    tokens_count: _containers.RepeatedScalarFieldContainer[float]
+    reported_mfu_ms: _containers.RepeatedScalarFieldContainer[float]
+    reported_ms: _containers.RepeatedScalarFieldContainer[float]
     energy_joules: _containers.RepeatedScalarFieldContainer[float]
     pcie_tx_bytes: _containers.RepeatedScalarFieldContainer[float]
     pcie_rx_bytes: _containers.RepeatedScalarFieldContainer[float]
@@ -404,7 +416,7 @@ class IntervalRows(_message.Message):
     memory_temperature_celsius_max: _containers.RepeatedScalarFieldContainer[float]
     memory_used_bytes_max: _containers.RepeatedScalarFieldContainer[float]
     memory_total_bytes_max: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, strings: _Optional[_Iterable[str]] = ..., absences: _Optional[_Iterable[_Union[AbsenceColumn, _Mapping]]] = ..., slot: _Optional[_Iterable[int]] = ..., start_unix_ms: _Optional[_Iterable[int]] = ..., job: _Optional[_Iterable[int]] = ..., instance: _Optional[_Iterable[int]] = ..., duration_ms: _Optional[_Iterable[int]] = ..., weight: _Optional[_Iterable[float]] = ..., bucket: _Optional[_Iterable[_Union[Bucket, str]]] = ..., rogue: _Optional[_Iterable[bool]] = ..., sku: _Optional[_Iterable[int]] = ..., device_uuid: _Optional[_Iterable[int]] = ..., serial: _Optional[_Iterable[int]] = ..., device_kind: _Optional[_Iterable[int]] = ..., team: _Optional[_Iterable[int]] = ..., user: _Optional[_Iterable[int]] = ..., workload_class: _Optional[_Iterable[int]] = ..., phase: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Iterable[int]] = ..., dtype_confidence: _Optional[_Iterable[int]] = ..., convention: _Optional[_Iterable[int]] = ..., efficiency_method: _Optional[_Iterable[int]] = ..., allocation_source: _Optional[_Iterable[int]] = ..., card_ms: _Optional[_Iterable[int]] = ..., covered_ms: _Optional[_Iterable[int]] = ..., counted_ms: _Optional[_Iterable[int]] = ..., resident_ms: _Optional[_Iterable[int]] = ..., sm_active_ms: _Optional[_Iterable[float]] = ..., tensor_active_ms: _Optional[_Iterable[float]] = ..., hmma_active_ms: _Optional[_Iterable[float]] = ..., imma_active_ms: _Optional[_Iterable[float]] = ..., dfma_active_ms: _Optional[_Iterable[float]] = ..., fp64_active_ms: _Optional[_Iterable[float]] = ..., fp32_active_ms: _Optional[_Iterable[float]] = ..., fp16_active_ms: _Optional[_Iterable[float]] = ..., dram_active_ms: _Optional[_Iterable[float]] = ..., gpu_utilization_ms: _Optional[_Iterable[float]] = ..., memory_utilization_ms: _Optional[_Iterable[float]] = ..., sm_active_clock_ms: _Optional[_Iterable[float]] = ..., tensor_active_clock_ms: _Optional[_Iterable[float]] = ..., sm_clock_mhz_seconds: _Optional[_Iterable[float]] = ..., throttled_power_ms: _Optional[_Iterable[float]] = ..., throttled_thermal_sw_ms: _Optional[_Iterable[float]] = ..., throttled_thermal_hw_ms: _Optional[_Iterable[float]] = ..., throttled_power_brake_ms: _Optional[_Iterable[float]] = ..., throttled_sync_boost_ms: _Optional[_Iterable[float]] = ..., throttled_application_clock_ms: _Optional[_Iterable[float]] = ..., capacity_flops: _Optional[_Iterable[float]] = ..., achievable_flops: _Optional[_Iterable[float]] = ..., u_flops: _Optional[_Iterable[float]] = ..., u_lo_flops: _Optional[_Iterable[float]] = ..., u_hi_flops: _Optional[_Iterable[float]] = ..., hardware_lo_flops: _Optional[_Iterable[float]] = ..., hardware_hi_flops: _Optional[_Iterable[float]] = ..., model_flops: _Optional[_Iterable[float]] = ..., energy_joules: _Optional[_Iterable[float]] = ..., pcie_tx_bytes: _Optional[_Iterable[float]] = ..., pcie_rx_bytes: _Optional[_Iterable[float]] = ..., nvlink_tx_bytes: _Optional[_Iterable[float]] = ..., nvlink_rx_bytes: _Optional[_Iterable[float]] = ..., ecc_corrected_count: _Optional[_Iterable[float]] = ..., ecc_uncorrected_count: _Optional[_Iterable[float]] = ..., power_watts_max: _Optional[_Iterable[float]] = ..., temperature_celsius_max: _Optional[_Iterable[float]] = ..., memory_temperature_celsius_max: _Optional[_Iterable[float]] = ..., memory_used_bytes_max: _Optional[_Iterable[float]] = ..., memory_total_bytes_max: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, strings: _Optional[_Iterable[str]] = ..., absences: _Optional[_Iterable[_Union[AbsenceColumn, _Mapping]]] = ..., slot: _Optional[_Iterable[int]] = ..., start_unix_ms: _Optional[_Iterable[int]] = ..., job: _Optional[_Iterable[int]] = ..., instance: _Optional[_Iterable[int]] = ..., duration_ms: _Optional[_Iterable[int]] = ..., weight: _Optional[_Iterable[float]] = ..., bucket: _Optional[_Iterable[_Union[Bucket, str]]] = ..., rogue: _Optional[_Iterable[bool]] = ..., sku: _Optional[_Iterable[int]] = ..., device_uuid: _Optional[_Iterable[int]] = ..., serial: _Optional[_Iterable[int]] = ..., device_kind: _Optional[_Iterable[int]] = ..., team: _Optional[_Iterable[int]] = ..., user: _Optional[_Iterable[int]] = ..., workload_class: _Optional[_Iterable[int]] = ..., phase: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Iterable[int]] = ..., dtype_confidence: _Optional[_Iterable[int]] = ..., convention: _Optional[_Iterable[int]] = ..., efficiency_method: _Optional[_Iterable[int]] = ..., allocation_source: _Optional[_Iterable[int]] = ..., card_ms: _Optional[_Iterable[int]] = ..., covered_ms: _Optional[_Iterable[int]] = ..., counted_ms: _Optional[_Iterable[int]] = ..., resident_ms: _Optional[_Iterable[int]] = ..., sm_active_ms: _Optional[_Iterable[float]] = ..., tensor_active_ms: _Optional[_Iterable[float]] = ..., hmma_active_ms: _Optional[_Iterable[float]] = ..., imma_active_ms: _Optional[_Iterable[float]] = ..., dfma_active_ms: _Optional[_Iterable[float]] = ..., fp64_active_ms: _Optional[_Iterable[float]] = ..., fp32_active_ms: _Optional[_Iterable[float]] = ..., fp16_active_ms: _Optional[_Iterable[float]] = ..., dram_active_ms: _Optional[_Iterable[float]] = ..., gpu_utilization_ms: _Optional[_Iterable[float]] = ..., memory_utilization_ms: _Optional[_Iterable[float]] = ..., probing_ms: _Optional[_Iterable[float]] = ..., sm_active_clock_ms: _Optional[_Iterable[float]] = ..., tensor_active_clock_ms: _Optional[_Iterable[float]] = ..., sm_clock_mhz_seconds: _Optional[_Iterable[float]] = ..., throttled_power_ms: _Optional[_Iterable[float]] = ..., throttled_thermal_sw_ms: _Optional[_Iterable[float]] = ..., throttled_thermal_hw_ms: _Optional[_Iterable[float]] = ..., throttled_power_brake_ms: _Optional[_Iterable[float]] = ..., throttled_sync_boost_ms: _Optional[_Iterable[float]] = ..., throttled_application_clock_ms: _Optional[_Iterable[float]] = ..., capacity_flops: _Optional[_Iterable[float]] = ..., achievable_flops: _Optional[_Iterable[float]] = ..., u_flops: _Optional[_Iterable[float]] = ..., u_lo_flops: _Optional[_Iterable[float]] = ..., u_hi_flops: _Optional[_Iterable[float]] = ..., hardware_lo_flops: _Optional[_Iterable[float]] = ..., hardware_hi_flops: _Optional[_Iterable[float]] = ..., model_flops: _Optional[_Iterable[float]] = ..., steps_count: _Optional[_Iterable[float]] = ..., step_ms: _Optional[_Iterable[float]] = ..., tokens_count: _Optional[_Iterable[float]] = ..., reported_mfu_ms: _Optional[_Iterable[float]] = ..., reported_ms: _Optional[_Iterable[float]] = ..., energy_joules: _Optional[_Iterable[float]] = ..., pcie_tx_bytes: _Optional[_Iterable[float]] = ..., pcie_rx_bytes: _Optional[_Iterable[float]] = ..., nvlink_tx_bytes: _Optional[_Iterable[float]] = ..., nvlink_rx_bytes: _Optional[_Iterable[float]] = ..., ecc_corrected_count: _Optional[_Iterable[float]] = ..., ecc_uncorrected_count: _Optional[_Iterable[float]] = ..., power_watts_max: _Optional[_Iterable[float]] = ..., temperature_celsius_max: _Optional[_Iterable[float]] = ..., memory_temperature_celsius_max: _Optional[_Iterable[float]] = ..., memory_used_bytes_max: _Optional[_Iterable[float]] = ..., memory_total_bytes_max: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class HostRows(_message.Message):
     __slots__ = ("absences", "start_unix_ms", "duration_ms", "cpu_busy_ms", "cpu_count", "memory_used_bytes_max", "memory_total_bytes_max", "nic_tx_bytes", "nic_rx_bytes", "agent_cpu_ms", "agent_rss_bytes_max", "rdma_tx_bytes", "rdma_rx_bytes", "link_errors_count")
@@ -497,7 +509,7 @@ class Roster(_message.Message):
     def __init__(self, source: _Optional[str] = ..., taken_unix_ms: _Optional[int] = ..., valid_until_unix_ms: _Optional[int] = ..., strings: _Optional[_Iterable[str]] = ..., node: _Optional[_Iterable[int]] = ..., slot: _Optional[_Iterable[int]] = ..., bucket: _Optional[_Iterable[_Union[Bucket, str]]] = ..., job: _Optional[_Iterable[int]] = ..., team: _Optional[_Iterable[int]] = ..., workload_class: _Optional[_Iterable[int]] = ..., weight: _Optional[_Iterable[float]] = ..., pending_jobs: _Optional[int] = ..., pending_cards: _Optional[int] = ..., user: _Optional[_Iterable[int]] = ..., free_cards: _Optional[float] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("slot", "time_unix_ms", "kind", "code", "severity", "text", "action")
+    __slots__ = ("slot", "time_unix_ms", "kind", "code", "severity", "text", "action", "job")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     TIME_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -505,6 +517,7 @@ class Event(_message.Message):
     SEVERITY_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     ACTION_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     slot: str
     time_unix_ms: int
     kind: str
@@ -512,10 +525,11 @@ class Event(_message.Message):
     severity: str
     text: str
     action: str
-    def __init__(self, slot: _Optional[str] = ..., time_unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., code: _Optional[int] = ..., severity: _Optional[str] = ..., text: _Optional[str] = ..., action: _Optional[str] = ...) -> None: ...
+    job: str
+    def __init__(self, slot: _Optional[str] = ..., time_unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., code: _Optional[int] = ..., severity: _Optional[str] = ..., text: _Optional[str] = ..., action: _Optional[str] = ..., job: _Optional[str] = ...) -> None: ...
 
 class Probe(_message.Message):
-    __slots__ = ("slot", "start_unix_ms", "kind", "dtype", "sku", "device_uuid", "seconds", "median_flops", "p10_flops", "p90_flops", "sustained", "result_json")
+    __slots__ = ("slot", "start_unix_ms", "kind", "dtype", "sku", "device_uuid", "seconds", "median_flops", "p10_flops", "p90_flops", "sustained", "result_json", "serial", "driver_version", "outcome", "reason", "median_value", "p10_value", "p90_value", "unit", "kappa")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     START_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -528,6 +542,15 @@ class Probe(_message.Message):
     P90_FLOPS_FIELD_NUMBER: _ClassVar[int]
     SUSTAINED_FIELD_NUMBER: _ClassVar[int]
     RESULT_JSON_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_VALUE_FIELD_NUMBER: _ClassVar[int]
+    P10_VALUE_FIELD_NUMBER: _ClassVar[int]
+    P90_VALUE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    KAPPA_FIELD_NUMBER: _ClassVar[int]
     slot: str
     start_unix_ms: int
     kind: str
@@ -540,7 +563,16 @@ class Probe(_message.Message):
     p90_flops: float
     sustained: bool
     result_json: str
-    def __init__(self, slot: _Optional[str] = ..., start_unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., dtype: _Optional[str] = ..., sku: _Optional[str] = ..., device_uuid: _Optional[str] = ..., seconds: _Optional[float] = ..., median_flops: _Optional[float] = ..., p10_flops: _Optional[float] = ..., p90_flops: _Optional[float] = ..., sustained: _Optional[bool] = ..., result_json: _Optional[str] = ...) -> None: ...
+    serial: str
+    driver_version: str
+    outcome: str
+    reason: str
+    median_value: float
+    p10_value: float
+    p90_value: float
+    unit: str
+    kappa: float
+    def __init__(self, slot: _Optional[str] = ..., start_unix_ms: _Optional[int] = ..., kind: _Optional[str] = ..., dtype: _Optional[str] = ..., sku: _Optional[str] = ..., device_uuid: _Optional[str] = ..., seconds: _Optional[float] = ..., median_flops: _Optional[float] = ..., p10_flops: _Optional[float] = ..., p90_flops: _Optional[float] = ..., sustained: _Optional[bool] = ..., result_json: _Optional[str] = ..., serial: _Optional[str] = ..., driver_version: _Optional[str] = ..., outcome: _Optional[str] = ..., reason: _Optional[str] = ..., median_value: _Optional[float] = ..., p10_value: _Optional[float] = ..., p90_value: _Optional[float] = ..., unit: _Optional[str] = ..., kappa: _Optional[float] = ...) -> None: ...
 
 class Capture(_message.Message):
     __slots__ = ("id", "slot", "part", "last", "taken_unix_ms", "columns")
