@@ -21,7 +21,9 @@ _GPM: Final = {1: 98, 2: 92, 3: 60, 4: 55, 5: 46, 6: 0, 7: 46, 8: 0, 9: 0, 10: 3
 
 def fake_driver(directory: Path) -> dict[str, str]:
     """Return the environment in which NVML is the fake driver, with busy cards."""
-    return env(build(directory / "lib"), busy_script(directory / "script.txt"))
+    made = env(build(directory / "lib"), busy_script(directory / "script.txt"))
+    # A real driver sleeps until there is an event; the fake one looks at its script.
+    return {**made, "FAKENVML_EVENTS_LATE_MS": "60000"}
 
 
 def busy_script(path: Path) -> Script:

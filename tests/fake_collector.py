@@ -36,6 +36,7 @@ class FakeCollector(rpc.IngestServicer):
         self.in_flight_max = 0
         self.news = asyncio.Event()
         self.port = 0
+        self.ping_interval_ms = 10_000
         self._out: list[asyncio.Queue[pb.CollectorFrame | None]] = []
         self._server: Any = None
 
@@ -43,7 +44,7 @@ class FakeCollector(rpc.IngestServicer):
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", self.ping_interval_ms),
             ]
         )
         rpc.add_IngestServicer_to_server(self, self._server)

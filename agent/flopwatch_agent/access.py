@@ -23,13 +23,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import grpc
 import msgspec
 
+from flopwatch_agent import channel
 from flopwatch_agent.podresources import message
 
 ENVIRON_BYTES_MAX: Final = 1024 * 1024
-MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 KUBELET_SOCKET: Final = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
 HELPER_SOCKET: Final = Path("/run/flopwatch-privileged.sock")
 
@@ -37,10 +36,6 @@ _ENVIRON_SECONDS_MAX: Final = 0.25
 _KUBELET_SECONDS_MAX: Final = 4.0
 _THREADS_LOST_MAX: Final = 4
 _SERVICE: Final = "/v1.PodResourcesLister/"
-_CHANNEL_OPTIONS: Final = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.default_authority", "localhost"),  # else a unix path becomes one, which kubelets refuse
-)
 
 
 class Access(Protocol):
@@ -76,7 +71,6 @@ class Direct:
         self._worker: _Worker | None = None
         self._lost = 0
         self._can_get = True
-        self._connected: tuple[asyncio.AbstractEventLoop, grpc.aio.Channel] | None = None
 
     def environ(self, pid: int) -> Mapping[str, str]:
         if self._lost >= _THREADS_LOST_MAX:
@@ -111,34 +105,20 @@ class Direct:
     async def _call(self, method: str, request: bytes) -> bytes:
         if not self._kubelet_socket.exists():
             raise ConnectionError(errno.ENOENT, f"{self._kubelet_socket}: no such socket")
-        call = self._channel().unary_unary(_SERVICE + method, _as_is, _as_is)
         try:
-            answer: bytes = await call(request, timeout=_KUBELET_SECONDS_MAX)
-        except grpc.aio.AioRpcError as exc:
-            text = f"kubelet: {exc.code().name.lower()}: {exc.details()}"[:300]
-            if exc.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return await channel.ask(
+                self._kubelet_socket, _SERVICE + method, request, seconds_max=_KUBELET_SECONDS_MAX
+            )
+        except channel.Refusal as exc:
+            text = f"kubelet: {exc.status.name.lower()}: {exc.message}"[:300]
+            if exc.status is channel.Status.UNIMPLEMENTED:
                 raise NotImplementedError(text) from exc
-            if exc.code() is grpc.StatusCode.NOT_FOUND:
+            if exc.status is channel.Status.NOT_FOUND:
                 raise FileNotFoundError(errno.ENOENT, text) from exc
-            # The next question connects anew: a kubelet that was restarted has another socket.
-            if self._connected is not None:
-                await self._connected[1].close(None)
-                self._connected = None
             raise ConnectionError(errno.ECONNREFUSED, text) from exc
-        return answer
-
-    def _channel(self) -> grpc.aio.Channel:
-        """Return the connection of this event loop; making one anew costs ten times a question."""
-        loop = asyncio.get_running_loop()
-        if self._connected is None or self._connected[0] is not loop:
-            target = f"unix:{self._kubelet_socket}"
-            channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
-            self._connected = (loop, channel)
-        return self._connected[1]
-
-
-def _as_is(data: bytes) -> bytes:
-    return data
+        except (*channel.BROKEN, TimeoutError) as exc:
+            text = f"kubelet: {type(exc).__name__}: {exc}"[:300]
+            raise ConnectionError(errno.ECONNREFUSED, text) from exc
 
 
 class _Worker:
@@ -189,7 +169,7 @@ class Helper:
     async def podresources(self) -> bytes:
         async with asyncio.timeout(_KUBELET_SECONDS_MAX):
             reader, writer = await asyncio.open_unix_connection(
-                str(self.path), limit=2 * MESSAGE_BYTES_MAX
+                str(self.path), limit=2 * channel.ANSWER_BYTES_MAX
             )
             try:
                 writer.write(b'{"ask": "podresources"}\n')

@@ -18,7 +18,9 @@ from flopwatch_agent.config import WorkloadClass
 from flopwatch_kernels import flops, peaks
 
 TEXT_CHARACTERS_MAX: Final = 128
-_CACHE_MAX: Final = 4096
+_KNOWN_MAX: Final = 4096
+_BELIEVED: Final = 16
+"""Questions between two looks at a start: the counter of pids does not come round in less."""
 _PASSWD: Final = Path("/etc/passwd")
 
 WORKLOAD_CLASSES: Final[frozenset[str]] = frozenset(get_args(WorkloadClass))
@@ -115,6 +117,15 @@ def _positive(text: str | None) -> float | None:
     return value if value > 0 and math.isfinite(value) else None
 
 
+@dataclass(slots=True, kw_only=True)
+class _Known:
+    """Attributes: started: in clock ticks since boot; believed: questions left without a look."""
+
+    started: str
+    labels: Labels
+    believed: int = 0
+
+
 class Environments:
     """Labels of running processes, from their environment.
 
@@ -127,22 +138,25 @@ class Environments:
         self.unreadable_total = 0
         self.access: Access = access or Either(Direct(proc), Helper())
         self._proc = proc
-        self._cache: OrderedDict[tuple[int, str], Labels] = OrderedDict()
+        self._known: OrderedDict[int, _Known] = OrderedDict()
 
     def labels(self, pid: int) -> Labels:
         """Return a process's labels; empty ones where it is gone or may not be read."""
+        known = self._known.get(pid)
+        if known is not None and known.believed > 0:
+            known.believed -= 1
+            return known.labels
         started = self._started(pid)
         if started is None:
+            self._known.pop(pid, None)
             return Labels()
-        key = (pid, started)
-        found = self._cache.get(key)
-        if found is None:
-            found = self._cache[key] = self._read(pid)
-            if len(self._cache) > _CACHE_MAX:
-                self._cache.popitem(last=False)
-        else:
-            self._cache.move_to_end(key)
-        return found
+        if known is None or known.started != started:
+            known = self._known[pid] = _Known(started=started, labels=self._read(pid))
+            if len(self._known) > _KNOWN_MAX:
+                self._known.popitem(last=False)
+        self._known.move_to_end(pid)
+        known.believed = _BELIEVED
+        return known.labels
 
     def _started(self, pid: int) -> str | None:
         """Return the start time in clock ticks; the name before it may hold blanks and brackets."""

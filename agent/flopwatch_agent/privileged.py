@@ -18,6 +18,7 @@ One line of JSON asks, one line answers, over a unix socket that systemd opens:
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import json
 import os
@@ -36,7 +37,6 @@ from typing import Any, Final, NoReturn
 ASK_BYTES_MAX: Final = 4096
 ENVIRON_BYTES_MAX: Final = 1024 * 1024
 VALUE_CHARACTERS_MAX: Final = 512
-LIST_BYTES_MAX: Final = 16 * 1024 * 1024
 CONNECTIONS_MAX: Final = 16
 ASKS_PER_SECOND: Final = 100.0
 ASKS_BURST: Final = 1000.0
@@ -175,18 +175,15 @@ def list_pods(path: Path) -> bytes:
     """
     if not path.is_socket():
         raise Refused("kubelet", f"no socket at {path}")
-    import grpc
+    from flopwatch_agent import channel  # not before somebody asks
 
-    options = [
-        ("grpc.max_receive_message_length", LIST_BYTES_MAX),
-        ("grpc.default_authority", "localhost"),  # else the path becomes one, which kubelets refuse
-    ]
-    with grpc.insecure_channel(f"unix:{path}", options=options) as channel:
-        call = channel.unary_unary("/v1.PodResourcesLister/List", None, None)  # bytes in and out
-        try:
-            return bytes(call(b"", timeout=ANSWER_SECONDS_MAX))
-        except grpc.RpcError as exc:
-            raise Refused("kubelet", f"{path}: {exc.code().name}") from exc
+    method = "/v1.PodResourcesLister/List"
+    try:
+        return asyncio.run(channel.ask(path, method, b"", seconds_max=ANSWER_SECONDS_MAX))
+    except channel.Refusal as exc:
+        raise Refused("kubelet", f"{path}: {exc.status.name}") from exc
+    except (*channel.BROKEN, TimeoutError) as exc:
+        raise Refused("kubelet", f"{path}: UNAVAILABLE: {type(exc).__name__}") from exc
 
 
 def may_ask(peer_uid: int, agent_directory: Path) -> bool:

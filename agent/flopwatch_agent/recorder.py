@@ -1,6 +1,6 @@
 """The flight recorder: the last 15 minutes of readings at full resolution, and windows of them on request.
 
-    readings ─► one track per slot (columns of float32) ─► parts of at most 60 s ─► payloads
+    readings ─► one track per slot (rows of float32) ─► parts of at most 60 s ─► payloads
 
 - Memory is bounded by age and by bytes; what gives way is the oldest, and counted when it was younger than
   15 minutes. A field gets a column when it first has a value.
@@ -20,11 +20,12 @@ import itertools
 import math
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from flopwatch_agent.reading import Reading, Share
+from flopwatch_proto.codec import Value
 from flopwatch_proto.rows import Absence
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -67,37 +68,50 @@ class RecorderCounters:
     repeated: int = 0
 
 
-@dataclass(slots=True)
 class _Track:
-    """The readings of one slot, oldest first. Attributes: bases: counter → its first value."""
+    """The readings of one slot, oldest first, as rows of one array."""
 
-    taken_unix_ms: array[int] = field(default_factory=lambda: array("q"))
-    columns: dict[str, array[float]] = field(default_factory=dict)
-    bases: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.taken_unix_ms: array[int] = array("q")
+        self._rows: array[float] = array("f")
+        self._bases: dict[str, float] = {}  # column → what is taken off: a counter's first value
+        self._columns: tuple[tuple[str, float], ...] = ()
 
     def add(self, reading: Reading) -> None:
-        for name in reading.values.keys() - self.columns.keys():
-            known = not isinstance(reading.values[name], Absence)
-            if known and len(self.columns) < COLUMNS_MAX:
-                self.columns[name] = array("f", [_NAN]) * len(self.taken_unix_ms)
-                if name.endswith("_total"):
-                    self.bases[name] = float(reading.values[name])
+        values = reading.values
+        if any(type(values[name]) is not Absence for name in values.keys() - self._bases.keys()):
+            self._widen(values)
+        get = values.get
         self.taken_unix_ms.append(reading.taken_unix_ms)
-        for name, column in self.columns.items():
-            value = reading.values.get(name)
-            if value is None or isinstance(value, Absence):
-                column.append(_NAN)
-            else:
-                column.append(value - self.bases.get(name, 0.0))
+        self._rows.extend(
+            [
+                _NAN if (value := get(name)) is None or type(value) is Absence else value - base
+                for name, base in self._columns
+            ]
+        )
+
+    def _widen(self, values: Mapping[str, Value]) -> None:
+        """Make columns of fields that have a value for the first time."""
+        before = len(self._columns)
+        for name, value in values.items():
+            if name in self._bases or isinstance(value, Absence) or len(self._bases) >= COLUMNS_MAX:
+                continue
+            self._bases[name] = float(value) if name.endswith("_total") else 0.0
+        self._columns = tuple(self._bases.items())
+        if before < len(self._columns) and self.taken_unix_ms:
+            more = array("f", [_NAN]) * (len(self._columns) - before)
+            rows = (self._rows[i : i + before] for i in range(0, len(self._rows), before or 1))
+            self._rows = array("f")
+            for row in rows if before else [array("f")] * len(self.taken_unix_ms):
+                self._rows += row + more
 
     def held_bytes(self) -> int:
-        return len(self.taken_unix_ms) * (8 + 4 * len(self.columns))
+        return len(self.taken_unix_ms) * (8 + 4 * len(self._columns))
 
     def drop(self, count: int) -> None:
         """Forget the oldest readings."""
         del self.taken_unix_ms[:count]
-        for column in self.columns.values():
-            del column[:count]
+        del self._rows[: count * len(self._columns)]
 
     def older_than(self, unix_ms: int) -> int:
         """Return how many readings at the beginning are older."""
@@ -107,8 +121,9 @@ class _Track:
     def part(self, indexes: Sequence[int]) -> pb.Capture:
         """Return readings as a part, without those columns that have no value in it."""
         made = pb.Capture(taken_unix_ms=[self.taken_unix_ms[i] for i in indexes])
-        for name, column in self.columns.items():
-            values = [column[i] for i in indexes]
+        width = len(self._columns)
+        for offset, (name, _) in enumerate(self._columns):
+            values = [self._rows[i * width + offset] for i in indexes]
             if not all(map(math.isnan, values)):
                 made.columns.add(name=name, values=values)
         return made

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import grpc
 import structlog
 
+from flopwatch_agent.channel import Call, Channel, Refusal
 from flopwatch_proto.v1 import telemetry_pb2 as pb
-from flopwatch_proto.v1 import telemetry_pb2_grpc as rpc
 
 if TYPE_CHECKING:
     from flopwatch_agent.stream import Stream
@@ -27,10 +26,6 @@ DRAIN_SECONDS: Final = 10.0
 """After Drain, how long acknowledgements are still awaited."""
 
 _REJECT_CODES: Final = ("bad_hash", "bad_payload", "bad_rows", "too_large", "identity")
-
-_EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]
-
-Call = Any  # grpc.aio.StreamStreamCall; its stubs are incomplete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +62,14 @@ class Session:
         self.said_goodbye = False
         self.error = ""
 
-    async def run(self, channel: grpc.aio.Channel) -> None:
+    async def run(self, channel: Channel) -> None:
         """Hold the session until it ends.
 
         Raises:
-            AioRpcError, InvalidStateError: as gRPC says; TimeoutError: no Welcome came.
+            Refusal, BROKEN: as `channel` says; TimeoutError: no Welcome came.
         """
-        stub: Any = rpc.IngestStub(channel)
-        call: Call = stub.Stream()
+        async with asyncio.timeout(self._stream.welcome_seconds):
+            call = await channel.stream()
         self._hello_unix_ns = self._stream.clock.wall_unix_ns()
         reader = asyncio.create_task(self._read(call))
         try:
@@ -84,8 +79,9 @@ class Session:
             if self.said_goodbye:
                 await asyncio.wait({reader}, timeout=2.0)
         finally:
-            call.cancel()
+            reader.cancel()
             await asyncio.wait({reader})
+            await call.close()
             if not reader.cancelled() and (broken := reader.exception()) is not None:
                 raise broken
 
@@ -103,14 +99,11 @@ class Session:
     async def _read(self, call: Call) -> None:
         """Take every frame until the call ends; the one reader of the call."""
         try:
-            while (frame := await call.read()) is not _EOF:
+            while (frame := await call.read()) is not None:
                 self._take(frame)
                 self._stream.wake()
-            code = await call.code()
-            if code is not grpc.StatusCode.OK:
-                self.error = f"{code.name}: {await call.details()}"
-        except grpc.aio.AioRpcError as exc:
-            self.error = f"{exc.code().name}: {exc.details()}"
+        except Refusal as exc:
+            self.error = f"{exc.status.name}: {exc.message}"
         finally:
             self._ended = True
             self._stream.wake()
@@ -189,7 +182,7 @@ class Session:
             if stream.goodbye_frame is not None:
                 await call.write(pb.AgentFrame(goodbye=stream.goodbye_frame))
                 self.said_goodbye = True
-                await call.done_writing()
+                await call.end()
                 return
             await stream.woken(self._wait_seconds(hold))
         if not self._ended:

@@ -25,39 +25,18 @@ import hashlib
 import random as random_module
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
-import grpc
 import structlog
 
+from flopwatch_agent.channel import BROKEN, Channel, Refusal
 from flopwatch_agent.clock import Clock, SystemClock, wall_unix_ms
 from flopwatch_agent.session import Session, Window
 from flopwatch_agent.spool import Spool
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
-__all__ = ["Counters", "Stream", "StreamIdentity", "Window", "open_channel"]
+__all__ = ["Counters", "Stream", "StreamIdentity", "Window"]
 
 _log = structlog.get_logger()
-
-CHANNEL_OPTIONS: Final = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 1_000),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 60_000),
-    ("grpc.max_receive_message_length", 1024 * 1024),
-    ("grpc.max_send_message_length", 1024 * 1024),
-    ("grpc.max_metadata_size", 8 * 1024),
-    ("grpc.enable_retries", 0),
-)
-"""A dead link is noticed, one connection per agent, messages are bounded, nothing is compressed."""
-
-
-def open_channel(target: str) -> grpc.aio.Channel:
-    """Return a channel of its own to the collector at HOST:PORT, in clear text."""
-    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +107,7 @@ class Stream:
         *,
         random: random_module.Random | None = None,
         clock: Clock | None = None,
-        channel: Callable[[str], grpc.aio.Channel] = open_channel,
+        channel: Callable[[str], Channel] = Channel,
         window: Window | None = None,
         backoff: Backoff | None = None,
         interval_ms: int = 10_000,
@@ -226,11 +205,11 @@ class Stream:
         session = Session(self)
         try:
             await session.run(channel)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError, OSError) as exc:
+        except (Refusal, *BROKEN, TimeoutError) as exc:
             session.error = session.error or _error_text(exc)
         finally:
             was, self.counters.connected = self.counters.connected, False
-            await channel.close(None)
+            channel.close()
         if session.said_goodbye:
             self._said_goodbye.set()
         error = session.error or "ended by the collector"
@@ -326,6 +305,8 @@ def send_offset_ms(node_id: str, spread_ms: int) -> int:
 
 
 def _error_text(exc: BaseException) -> str:
-    if isinstance(exc, grpc.aio.AioRpcError):
-        return f"{exc.code().name}: {exc.details()}"
+    if isinstance(exc, Refusal):
+        return f"{exc.status.name}: {exc.message}"
+    if isinstance(exc, BROKEN):
+        return f"UNAVAILABLE: {exc}"
     return f"{type(exc).__name__}: {exc}"

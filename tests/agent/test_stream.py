@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
 from fake_collector import FakeCollector
+from flopwatch_agent import channel
 from flopwatch_agent.session import Window
 from flopwatch_agent.spool import Spool, SpoolLimits
 from flopwatch_agent.stream import (
-    CHANNEL_OPTIONS,
     Backoff,
     Stream,
     StreamIdentity,
@@ -44,9 +46,9 @@ class Delivery:
         self.spool = Spool.open(None)
         self.tasks: list[asyncio.Task[None]] = []
 
-    def stream(self, **given: object) -> Stream:
+    def stream(self, target: str | None = None, **given: object) -> Stream:
         made = Stream(
-            self.collector.target,
+            target or self.collector.target,
             WHO,
             self.spool,
             random=random.Random(1),
@@ -330,12 +332,43 @@ def test_a_new_interval_waits_for_its_turn_and_a_drain_does_not() -> None:
     assert stream.hold_seconds(0) == 0
 
 
-def test_the_channel_notices_a_dead_link_and_keeps_its_connection_to_itself() -> None:
-    options = dict(CHANNEL_OPTIONS)
-    assert options["grpc.keepalive_time_ms"] == 20_000
-    assert options["grpc.keepalive_timeout_ms"] == 10_000
-    assert options["grpc.http2.max_pings_without_data"] == 0
-    assert options["grpc.use_local_subchannel_pool"] == 1
+async def test_a_link_that_goes_dead_is_noticed(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = replace(channel.CONFIGURATION, _keepalive_time=0.2, _keepalive_timeout=0.2)
+    soon = replace(soon, _http2_min_sent_ping_interval_without_data=0.1)
+    monkeypatch.setattr(channel, "CONFIGURATION", soon)
+    delivery.collector.ping_interval_ms = 50
+    await delivery.collector.kill()
+    await delivery.collector.start()
+    alive = asyncio.Event()
+    alive.set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await alive.wait()
+                writer.write(data)
+        writer.close()
+
+    async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection(*delivery.collector.target.split(":"))
+        await asyncio.gather(pump(reader, outer), pump(inner, writer))
+
+    server = await asyncio.start_server(link, "127.0.0.1", 0)
+    stream = delivery.stream(target=f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with asyncio.timeout(20):
+        while not stream.counters.connected:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1.0)
+        assert stream.counters.sessions == 1  # a living one stays
+        alive.clear()
+        while stream.counters.connected:
+            await asyncio.sleep(0.01)
+        alive.set()
+        while stream.counters.sessions < 2:
+            await asyncio.sleep(0.01)
+    server.close()
 
 
 async def test_requests_for_readings_reach_whoever_takes_them_and_break_nothing(

@@ -5,6 +5,7 @@ FD: a file in shared memory that holds the slot of the card being read, for a pa
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -193,6 +194,7 @@ def main() -> None:
     """Run the child. A signal ends it between two calls into the driver, never inside one."""
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of a terminal is the parent's to handle
+    gc.freeze()  # what stands now lives as long as the process
     status = 1
     try:
         progress = int(sys.argv[1]) if len(sys.argv) > 1 else None

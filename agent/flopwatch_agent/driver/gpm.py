@@ -3,9 +3,9 @@
 The sample before is kept and consecutive ones are compared, so the means tile time without a hole.
 What the library gets wrong or leaves open is defended against here:
 
-- the request struct grew from 98 to 477 metrics without a new version: the largest one is allocated,
-  one metric is asked per call, and the answer counts only where the id is echoed and the value, a NaN
-  before, was written;
+- the request struct grew from 98 to 477 metrics without a new version: the largest one is allocated, no
+  more metrics are asked at once than the smallest holds, and an answer counts only where the id is echoed
+  and the value, a NaN before, was written; a library that refuses many at once is asked one by one;
 - a metric has a return code of its own beside that of the call;
 - samples closer than the hardware's refresh give nothing: sooner than ``INTERVAL_NS_MIN`` no sample is
   taken and the next one covers the whole time.
@@ -19,7 +19,8 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 import pynvml
@@ -69,38 +70,74 @@ Means = dict[str, float | Absence]
 
 _OF_CARD: Final = "nvmlGpmSampleGet"
 _OF_INSTANCE: Final = "nvmlGpmMigSampleGet"
-_ANSWER: Final = struct.Struct("IId")
-"""The head of c_nvmlGpmMetric_t: id, return code, value."""
+_ANSWER: Final = struct.Struct("IId24x")
+"""c_nvmlGpmMetric_t: id, return code, value, and three names that nobody reads."""
+_AT_ONCE_MAX: Final = 97
+"""The smallest struct holds 98 metrics."""
 
 
 class Request:
-    """Asks for one metric of a pair of samples. One serves a card and all its instances: calls are serial."""
+    """Asks for metrics of a pair of samples. One serves a card and all its instances: calls are serial."""
 
     def __init__(self, library: Library) -> None:
         self._library = library
         self._struct = pynvml.c_nvmlGpmMetricsGet_t()
         self._struct.version = pynvml.NVML_GPM_METRICS_GET_VERSION
-        self._struct.numMetrics = 1
         self._pointer = ctypes.byref(self._struct)
-        # The answer is read and written as bytes: the binding's own attribute access costs more than
+        # Questions and answers are copied as bytes: the binding's own attribute access costs more than
         # the call.
-        self._first = pynvml.c_nvmlGpmMetricsGet_t.metrics.offset
+        first = pynvml.c_nvmlGpmMetricsGet_t.metrics.offset
+        self._metrics = memoryview(self._struct).cast("B")[first:]
+        self._questions: dict[tuple[int, ...], bytes] = {}
+        self._many = True
 
     def between(self, older: Any, newer: Any) -> None:
         """Ask about this pair from now on."""
         self._struct.sample1, self._struct.sample2 = older, newer
 
-    def metric(self, metric: int) -> tuple[int, float]:
-        """Return (return code, value in the driver's unit); the value counts where the code is 0."""
-        _ANSWER.pack_into(self._struct, self._first, metric, SUCCESS, math.nan)
-        code = self._library.call("nvmlGpmMetricsGet", self._pointer)
+    def metrics(self, metrics: tuple[int, ...]) -> list[tuple[int, float]]:
+        """Return of each (return code, value in the driver's unit); the value counts where the code is 0."""
+        if self._many and 1 < len(metrics) <= _AT_ONCE_MAX:
+            code, answers = self._ask(metrics)
+            if code == SUCCESS:
+                return answers
+            answers = [self._one(metric) for metric in metrics]
+            self._many = all(
+                code != SUCCESS for code, _ in answers
+            )  # else it is the number it refuses
+            return answers
+        return [self._one(metric) for metric in metrics]
+
+    def _one(self, metric: int) -> tuple[int, float]:
+        code, answers = self._ask((metric,))
         if code == pynvml.NVML_ERROR_INVALID_ARGUMENT:
             code = UNKNOWN  # of the pair of samples; an unknown metric says so in its own code
-        echoed, own, value = _ANSWER.unpack_from(self._struct, self._first)
-        code = code or own
-        if code == SUCCESS and (echoed != metric or math.isnan(value)):
-            code = UNKNOWN
-        return code, value
+        return answers[0] if code == SUCCESS else (code, math.nan)
+
+    def _ask(self, metrics: tuple[int, ...]) -> tuple[int, list[tuple[int, float]]]:
+        question = self._questions.get(metrics)
+        if question is None:
+            question = b"".join(_ANSWER.pack(metric, SUCCESS, math.nan) for metric in metrics)
+            self._questions[metrics] = question
+        size = len(question)
+        self._metrics[:size] = question
+        self._struct.numMetrics = len(metrics)
+        code = self._library.call("nvmlGpmMetricsGet", self._pointer)
+        answers = []
+        for metric, (echoed, own, value) in zip(
+            metrics, _ANSWER.iter_unpack(self._metrics[:size]), strict=True
+        ):
+            if own == SUCCESS and (echoed != metric or value != value):
+                own = UNKNOWN
+            answers.append((own, value))
+        return code, answers
+
+
+@lru_cache(maxsize=256)
+def _plan(names: frozenset[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return reading fields and their metrics, in one order."""
+    ordered = tuple(name for name in METRICS if name in names)
+    return ordered, tuple(METRICS[name][0] for name in ordered)
 
 
 class Gpm:
@@ -129,8 +166,7 @@ class Gpm:
             sm_count: streaming multiprocessors of the card, or of the GPU instance.
             gpu_instance: its number; None: the whole card.
         """
-        self._metrics = METRICS if gpu_instance is None else RATIOS
-        self.names: frozenset[str] = frozenset(self._metrics)
+        self.names = frozenset(METRICS if gpu_instance is None else RATIOS)
         self.denied = False
         self.cycles: Cycles | None = Cycles(sm_count)
         self.method = "gpm"
@@ -215,7 +251,7 @@ class Gpm:
             return self._utilisation(self.names)
         if counted is not None and not self.cycles.is_check:
             self.method = "cycle_counters"
-            return {**self._utilisation(self.names - counted.keys()), **counted}
+            return {**self._utilisation(self.names.difference(counted)), **counted}
         means = self._utilisation(self.names)
         if counted is None:
             return means
@@ -228,8 +264,8 @@ class Gpm:
     def _counts(self) -> dict[int, float] | None:
         """Return the cycle counters at the newer sample; None where one of them failed."""
         counts = {}
-        for metric in self._counters:
-            code, value = self._request.metric(metric)
+        asked = tuple(self._counters)
+        for metric, (code, value) in zip(asked, self._request.metrics(asked), strict=True):
             if code == SUCCESS:
                 counts[metric] = value
             elif code in UNKNOWN_ID:
@@ -238,14 +274,13 @@ class Gpm:
                 return None
         return counts
 
-    def _utilisation(self, names: Iterable[str]) -> Means:
+    def _utilisation(self, names: frozenset[str]) -> Means:
         means: Means = {}
         missing = set()
-        for name in names:
-            metric, scale = self._metrics[name]
-            code, value = self._request.metric(metric)
+        asked, metrics = _plan(names)
+        for name, (code, value) in zip(asked, self._request.metrics(metrics), strict=True):
             if code == SUCCESS:
-                means[name] = value * scale
+                means[name] = value * METRICS[name][1]
             elif code in UNKNOWN_ID:
                 missing.add(name)
             else:

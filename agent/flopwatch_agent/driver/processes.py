@@ -24,6 +24,8 @@ _SYMBOLS: Final = (
 )
 _ROOM_FIRST: Final = 64
 _ROOM_MAX: Final = 2_048
+_LOOKS: Final = 16
+"""Listings between two looks at a start: the counter of pids does not come round in less."""
 _START_TIME_FIELD: Final = 19
 """Of /proc/PID/stat, counted after the command name, which may hold blanks and brackets."""
 
@@ -49,7 +51,9 @@ def believed(processes: list[ProcessInfo], *, sees_every_pid: bool) -> list[Proc
 
 def _is_host_namespace() -> bool:
     try:
-        return os.readlink("/proc/self/ns/pid") == _HOST_PID_NAMESPACE
+        same = os.readlink("/proc/self/ns/pid") == _HOST_PID_NAMESPACE
+        # Mounted with hidepid, /proc shows only one's own: then who is not there may be a stranger.
+        return same and os.path.exists("/proc/1/stat")
     except OSError:
         return False
 
@@ -63,6 +67,7 @@ class ComputeProcesses:
         self._boot_unix_ms = _boot_unix_ms()
         self._tick_ms = 1000 / os.sysconf("SC_CLK_TCK")
         self._buffer = (pynvml.c_nvmlProcessInfo_v2_t * _ROOM_FIRST)()
+        self._starts: dict[int, tuple[int, int]] = {}  # pid → start, listings left that believe it
         self._symbol = next((s for s in _SYMBOLS if library.function(s) is not None), _SYMBOLS[0])
 
     def read(self, handle: Any) -> list[ProcessInfo] | None:
@@ -97,9 +102,28 @@ class ComputeProcesses:
         """Return when the process started; None for one that our /proc does not show."""
         if self._boot_unix_ms is None:
             return None
+        started, left = self._starts.pop(pid, (0, 0))
+        if left > 0 and _exists(pid):
+            self._starts[pid] = (started, left - 1)
+            return started
         try:
             with open(f"/proc/{pid}/stat", "rb") as stat:
                 fields = stat.read().rpartition(b")")[2].split()
         except OSError:
             return None
-        return self._boot_unix_ms + int(int(fields[_START_TIME_FIELD]) * self._tick_ms)
+        started = self._boot_unix_ms + int(int(fields[_START_TIME_FIELD]) * self._tick_ms)
+        self._starts[pid] = (started, _LOOKS)
+        while len(self._starts) > _ROOM_MAX:
+            del self._starts[next(iter(self._starts))]
+        return started
+
+
+def _exists(pid: int) -> bool:
+    """Return whether there is such a process: a tenth of what reading its start costs."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -214,5 +214,5 @@ async def test_a_kubelet_that_does_not_answer_is_silent_in_time(
 ) -> None:
     monkeypatch.setattr("flopwatch_agent.access._KUBELET_SECONDS_MAX", 0.2)
     cluster.kubelet.silent = True
-    with pytest.raises(SilentError, match="deadline"):
+    with pytest.raises(SilentError, match="Deadline"):
         await cluster.make(required=True).ask()
