@@ -5,6 +5,8 @@ import io
 from importlib import resources
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flopwatch_kernels import peaks
 
@@ -113,6 +115,23 @@ def test_no_part_of_any_name_is_found() -> None:
             for part in parts:
                 if " ".join(part.split()).casefold() not in known:
                     assert peaks.find(part) is None, part
+
+
+@given(st.data())
+@settings(max_examples=500)
+def test_a_name_with_any_letter_changed_is_unknown(data: st.DataObject) -> None:
+    known = {" ".join(n.split()).casefold() for s in peaks.skus() for n in (*s.names, s.key)}
+    name = data.draw(st.sampled_from(sorted(known)))
+    at = data.draw(st.integers(0, len(name)))
+    letters = data.draw(st.text(st.sampled_from("abcghlnpstx0123459 -"), max_size=3))
+    cut = data.draw(st.integers(0, 3))
+    mutated = " ".join((name[:at] + letters + name[at + cut :]).split()).casefold()
+    found = peaks.find(mutated)
+    if mutated in known:
+        assert found is not None
+        assert mutated in {" ".join(n.split()).casefold() for n in (*found.names, found.key)}
+    else:
+        assert found is None, mutated
 
 
 def test_case_and_blanks_of_a_name_do_not_matter() -> None:
