@@ -55,6 +55,8 @@ docs: setup ## generate the documents that come from the code: configuration, me
 bench: setup debian ## run the benchmarks and rewrite their results under docs/measured
 	$(BIN)/python bench/agent.py
 	$(BIN)/python bench/collector.py
+	$(BIN)/python bench/stragglers.py
+	$(BIN)/python bench/step.py
 
 soak: setup debian ## run the agent for two hours and write how it grew
 	$(BIN)/python bench/soak.py

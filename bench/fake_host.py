@@ -47,7 +47,11 @@ async def running_agent(
     process = await asyncio.create_subprocess_exec(
         *(FLOPWATCH, "agent", "--collector", f"127.0.0.1:{port}", "--node", "bench"),
         *("--data", str(directory / "data"), "--http", "127.0.0.1:0"),
-        env={**environment, "FLOPWATCH_SOCKET": str(directory / "jobs.sock")},
+        env={
+            **environment,
+            "FLOPWATCH_SOCKET": str(directory / "jobs.sock"),
+            "FLOPWATCH_JOBS__OTLP": "127.0.0.1:0",
+        },
     )
     try:
         yield process.pid

@@ -13,6 +13,8 @@ from flopwatch_proto.rows import Bucket, SlotState
 
 H100 = "NVIDIA H100 80GB HBM3"
 H100_BF16_FLOPS = 989.4e12
+GPM_SPREAD = 1.96 * (0.005**2 + 0.004**2 + 0.01**2) ** 0.5
+"""95 % of counter, sampled clock and calibration: by how much bounds of what was counted are wider."""
 MINUTE = 60_000
 
 _ROW_TEXTS = {*LINE_TEXTS, "node", "slot", "spool_id"}

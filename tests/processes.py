@@ -32,7 +32,8 @@ def environment(**more: str) -> dict[str, str]:
     A Slurm that a test beside this one has started on this host is nobody else's.
     """
     kept = {name: text for name, text in os.environ.items() if not name.startswith("FLOPWATCH")}
-    return {**kept, "FLOPWATCH_ALLOCATION__SLURM": "off", **more}
+    quiet = {"FLOPWATCH_ALLOCATION__SLURM": "off", "FLOPWATCH_JOBS__OTLP": ""}
+    return {**kept, **quiet, **more}
 
 
 def awaited(look: Callable[[], T | None], what: str, seconds_max: float = SECONDS_MAX) -> T:

@@ -34,7 +34,7 @@ READS_THE_CLOCK: Final = {
     "client/flopwatch/cli/inventory.py": "the inventory as it stands now",
     "client/flopwatch/cli/doctor.py": "compares this host's clock with the collector's",
     "client/flopwatch/cli/views.py": "the age of what is shown",
-    "kernels/flopwatch_kernels/gemm.py": "the start of a probe",
+    "kernels/flopwatch_kernels/child.py": "the start of a probe",
 }
 PRINTS: Final = {
     "tests/fakenvml/harness.py": "its child processes speak over stdout",

@@ -47,7 +47,10 @@ def everything(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A run of most checks; the other dtypes are the same code."""
     out = tmp_path_factory.mktemp("verify")
-    only = "record,gemm-bf16,gemm-int8,cycles,nobody,probe,intervals,zeros,latency,cost,training"
+    only = (
+        "record,gemm-bf16,gemm-int8,cycles,tensor,bandwidth,nobody,probe,intervals,zeros,latency,cost,"
+        "training,fma,transfer,calibration,screens"
+    )
     return out, verify(command(out, only))
 
 
@@ -57,7 +60,7 @@ def test_every_check_agrees_with_a_driver_that_counts_right(
     out, done = everything
     statuses = {name: check["status"] for name, check in checks(report(out)).items()}
     assert set(statuses.values()) == {"agrees"}, done.stdout
-    assert len(statuses) == 12
+    assert len(statuses) == 18
     assert done.returncode == 0
     assert "every check ran and agrees" in done.stdout
 
@@ -93,15 +96,15 @@ def test_the_page_for_readers_says_that_the_driver_was_fake(
         "| gemm-bf16 | bf16 8192x8192x8192: kappa (known / counted FLOPs) | 0.9 to 1.05 |" in text
     )
     assert "driver: fake" in done.stdout
-    assert "[1/11] record:" in done.stderr
+    assert "[1/17] record:" in done.stderr
 
 
 def test_the_known_and_the_counted_flops_are_the_same_to_a_percent(
     everything: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     phases = checks(report(everything[0]))["gemm-bf16"]["values"]["phases"]
-    assert [phase["kappa"] for phase in phases] == [pytest.approx(1.0, abs=0.02)] * 3
-    assert [phase["hfu"] for phase in phases] == [pytest.approx(0.8 * 1755 / 1830, abs=0.01)] * 3
+    assert [phase["kappa"] for phase in phases] == [pytest.approx(1.0, abs=0.02)] * 5
+    assert [phase["hfu"] for phase in phases] == [pytest.approx(0.8 * 1755 / 1830, abs=0.01)] * 5
 
 
 def test_a_training_step_is_timed_with_the_agent_and_without(
@@ -137,6 +140,23 @@ def test_cycle_counters_out_of_step_with_the_percentage_disagree(tmp_path: Path)
     assert done.returncode == 1
     wrong = [f["name"] for f in checks(report(tmp_path))["cycles"]["findings"] if not f["agrees"]]
     assert wrong == ["the agent's own estimator", "250/248 against metric 5"]
+
+
+def test_a_card_that_computes_slowly_and_wrongly_or_copies_slowly_disagrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKECUDA", "efficiency=0.94,corrupt_block=3,copy=2e12,read=3e12,write=2e12")
+    done = verify(command(tmp_path, "tensor,bandwidth"))
+    assert done.returncode == 1
+    found = checks(report(tmp_path))
+    wrong = [f["name"] for f in found["tensor"]["findings"] if not f["agrees"]]
+    assert wrong == [
+        f"{dtype}: {what}"
+        for dtype in ("bf16", "fp16")
+        for what in ("of the peak at the measured clock", "bit for bit what the host computes")
+    ]
+    assert found["bandwidth"]["findings"][0]["seen"] == pytest.approx(3.0 / 3.35, rel=1e-3)
+    assert found["bandwidth"]["status"] == "disagrees"
 
 
 def test_a_dtype_on_another_pipe_and_a_refused_sample_disagree(tmp_path: Path) -> None:

@@ -51,8 +51,9 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/pages"
 
     def pages(self, cluster: str, rule: str | None = None) -> list[dict[str, Any]]:
-        """The pages about a cluster, or about one rule of it."""
-        found = [each.page for each in self.received if each.page["cluster"] == cluster]
+        """The pages about a cluster, or about one rule of it; by its key, one that comes again is one."""
+        received = {each.key: each.page for each in self.received}
+        found = [page for page in received.values() if page["cluster"] == cluster]
         return [page for page in found if rule is None or page["rule"] == rule]
 
 

@@ -13,6 +13,8 @@ from flopwatch_agent.clock import SystemClock
 from flopwatch_agent.health import Health
 from flopwatch_agent.newest import Newest
 from flopwatch_agent.outgoing import Outgoing
+from flopwatch_agent.recorder import Recorder
+from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream, StreamIdentity
 from flopwatch_collector.ingest_metrics import IngestMetrics
@@ -45,7 +47,9 @@ def agent_registry() -> CollectorRegistry:
     spool = Spool.open(None, clock=clock)
     health = Health()
     stream = Stream("127.0.0.1:1", identity, spool, clock=clock)
-    health.watch(spool, stream, Outgoing(node="n", dtype="bf16", interval_ms=10_000))
+    outgoing = Outgoing(node="n", dtype="bf16", interval_ms=10_000)
+    health.watch(spool, stream, outgoing, Recorder())
+    health.show_kernel_log(KernelLog())
     health.show_cards(Newest(), dtype="bf16", dcgm_hostname="n")
     return health.registry
 

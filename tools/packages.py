@@ -62,6 +62,7 @@ AGENT: Final = Package(
         "flopwatch-privileged.socket",
         "flopwatch-privileged.service",
         "flopwatch-probe@.service",
+        "flopwatch-probe.path",
     ),
     config="agent.toml",
     extras=frozenset(),
@@ -138,6 +139,8 @@ def stage(package: Package, tree: Path) -> None:
     if package is AGENT:
         copy_flopwatch(library)
         interpreter.copy_interpreter(tree / HOME, f"/{HOME}")
+        for hook in sorted((ROOT / "deploy/slurm").glob("*.sh")):
+            _install(hook, tree / f"usr/share/flopwatch/slurm/{hook.name}")
         _commands(tree)
     _bytecode(tree)
     _install(ROOT / "LICENSE", tree / f"usr/share/doc/{package.name}/copyright")
@@ -149,7 +152,11 @@ def stage(package: Package, tree: Path) -> None:
         for name in files:
             path = Path(directory, name)
             if not path.is_symlink():
-                path.chmod(0o755 if path.parent.name == "bin" or ".so" in path.suffixes else 0o644)
+                path.chmod(
+                    0o755
+                    if path.parent.name in ("bin", "slurm") or ".so" in path.suffixes
+                    else 0o644
+                )
 
 
 def _install(source: Path, target: Path) -> None:
@@ -252,7 +259,7 @@ def _owned(package: Package, tree: Path) -> Iterator[str]:
     yield "%dir /etc/flopwatch"
     yield f"%config(noreplace) /etc/flopwatch/{package.config}"
     yield f"/usr/share/doc/{package.name}"
-    for top in ("usr/bin", "usr/lib/systemd/system"):
+    for top in ("usr/bin", "usr/lib/systemd/system", "usr/share/flopwatch"):
         if (tree / top).exists():
             yield from (f"/{path.relative_to(tree)}" for path in sorted((tree / top).iterdir()))
     yield from (f'"/{path.relative_to(tree)}"' for path in sorted((tree / HOME).iterdir()))

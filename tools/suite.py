@@ -16,13 +16,13 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PYTEST: Final = (sys.executable, "-m", "pytest", "-p", "no_skips")
-WAITING: Final = ("tests/e2e", "tests/slurm")
+WAITING: Final = ("tests/e2e", "tests/slurm", "tests/systemd", "tests/test_verify_gpu.py")
 
 
 def main() -> int:
     """Run both halves and return the exit code."""
     environment = {**os.environ, "PYTHONPATH": "tests"}
-    computing = (*PYTEST, *(f"--ignore={directory}" for directory in WAITING))
+    computing = (*PYTEST, *(f"--ignore={path}" for path in WAITING))
     with tempfile.TemporaryFile() as said:
         waiting = subprocess.Popen(
             (*PYTEST, "-p", "no:cacheprovider", *WAITING),

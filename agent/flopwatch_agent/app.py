@@ -18,7 +18,6 @@ import functools
 import gc
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -29,8 +28,10 @@ from flopwatch_agent.cadence import Cadence
 from flopwatch_agent.clock import seconds_to_next, wall_unix_ms
 from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.interval import Fold
-from flopwatch_agent.jobs import Intake, device_key
+from flopwatch_agent.job_intake import Intake
+from flopwatch_agent.jobs import device_key
 from flopwatch_agent.local_http import LocalHttp
+from flopwatch_agent.otlp import OtlpIntake
 from flopwatch_agent.outgoing import Outgoing
 from flopwatch_agent.parts import Parts, build
 from flopwatch_agent.present import Present
@@ -38,13 +39,13 @@ from flopwatch_agent.release import Window
 from flopwatch_agent.sources import Source, SourceReport
 from flopwatch_agent.sources.dcgm import Dcgm
 from flopwatch_agent.sources.host import HostProbe
+from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.sources.registry import start_sources
 from flopwatch_agent.watchers import Watcher
 from flopwatch_proto.errors import FlopwatchError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 TICK_MS: Final = 1_000
-GARBAGE_THRESHOLD: Final = 10_000
 DRAIN_SECONDS: Final = 5.0
 ALLOCATION_SECONDS: Final = 5.0
 SETTLE_SECONDS: Final = 2.0
@@ -65,11 +66,11 @@ class Agent:
             interval_ms=parts.config.interval.milliseconds,
             dtype=parts.config.dtype,
             achievable=parts.ceilings.flops,
+            trust=parts.calibrations.trust,
             gap_ms_max=30_000,
             resume_unix_ms=parts.spool.newest_unix_ms,
         )
         self._stopping = asyncio.Event()
-        self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spool")
         self._reason = "stop"
         self._cadence = Cadence()
         self._outgoing = Outgoing(
@@ -82,13 +83,19 @@ class Agent:
         self._steps_told = 0
         self._read_unix_ms: dict[str, int] = {}
         self._taken = asyncio.Event()
-        self._watchers: tuple[Watcher, ...] = (*parts.watchers, parts.recorder, parts.newest)
+        self._watchers: tuple[Watcher, ...] = (
+            *parts.watchers,
+            parts.probing,
+            parts.recorder,
+            parts.newest,
+        )
         self._present = Present(
             newest=parts.newest, spool=parts.spool, stream=parts.stream, dtype=parts.config.dtype
         )
         self._http = LocalHttp({"/metrics": parts.health.page, "/now": self._now_page})
         parts.stream.on_capture = self._asked
         parts.ceilings.refresh()
+        parts.calibrations.refresh()
 
     def stop(self, reason: str = "stop") -> None:
         """Ask the agent to end: ``stop`` or ``upgrade``."""
@@ -103,11 +110,13 @@ class Agent:
         """
         config, parts = self._config, self._parts
         intake = Intake(config.jobs_socket, parts.jobs, self._monotonic_ms)
+        otlp = OtlpIntake(config.jobs.otlp, config.otlp_socket, parts.jobs, self._monotonic_ms)
         sources: tuple[Source, ...] = ()
         try:
             if config.jobs.enabled:
                 await intake.start()
-            self._health.watch(parts.spool, parts.stream, self._outgoing)
+                await otlp.start()
+            self._health.watch(parts.spool, parts.stream, self._outgoing, parts.recorder)
             self._health.show_cards(
                 parts.newest,
                 dtype=config.dtype,
@@ -117,6 +126,9 @@ class Agent:
                 address = await self._http.start(config.metrics.listen)
                 _log.info("metrics_listening", address=address)
             sources = await start_sources(config, parts.entries)
+            for source in sources:
+                if isinstance(source, KernelLog):
+                    self._health.show_kernel_log(source)
             _log.info(
                 "agent_started",
                 node=config.node,
@@ -130,8 +142,8 @@ class Agent:
                 with contextlib.suppress(Exception):
                     await source.close()
             await intake.close()
+            await otlp.close()
             await self._http.close()
-            self._disk.shutdown()
             parts.spool.close()
 
     async def _measure(self, sources: Sequence[Source]) -> None:
@@ -143,6 +155,7 @@ class Agent:
             loops.append(group.create_task(self._watchdog_loop(), name="watchdog"))
             if self._parts.dcgm is not None:
                 loops.append(group.create_task(self._dcgm_loop(self._parts.dcgm), name="dcgm"))
+            loops.append(group.create_task(self._parts.probing.run(), name="probing"))
             if self._config.host.enabled:
                 loops.append(group.create_task(self._host_loop(), name="host"))
             self._health.ready()
@@ -187,7 +200,8 @@ class Agent:
                 self._take(report)
                 self._read_unix_ms[source.name] = wall_unix_ms(self._clock)
                 self._taken.set()
-                await self._answer_captures()
+                with self._guarded("captures"):
+                    await self._answer_captures()
 
     async def _read(self, source: Source) -> SourceReport | None:
         """Return a source's report, or None where it failed."""
@@ -218,6 +232,7 @@ class Agent:
             await self._settle(wall_unix_ms(self._clock) // interval_ms * interval_ms)
             self._parts.jobs.expire(self._monotonic_ms(), _is_running)
             self._parts.ceilings.refresh()
+            self._parts.calibrations.refresh()
             stale_ms = wall_unix_ms(self._clock) - 3 * interval_ms
             self._outgoing.add_rows(self._fold.close(stale_ms))
             await self._hand_over()
@@ -270,6 +285,7 @@ class Agent:
         jobs, dcgm = self._parts.jobs, self._parts.dcgm
         for reading in report.readings:
             self._health.readings.inc()
+            reading = self._parts.probing.tagged(reading)
             reading = self._parts.suspicion.checked(reading)
             if dcgm is not None:
                 reading = dcgm.complete(reading)
@@ -283,17 +299,21 @@ class Agent:
 
     async def _hand_over(self) -> None:
         """Append what there is as one payload, and wake the stream."""
-        self._outgoing.tell((*self._spool_events(), *self._step_events()))
-        self._outgoing.tell(self._parts.allocation.events())
-        self._outgoing.tell(self._parts.suspicion.events())
+        parts, outgoing, now_unix_ms = self._parts, self._outgoing, wall_unix_ms(self._clock)
+        outgoing.tell((*self._spool_events(), *self._step_events()))
+        outgoing.tell(parts.jobs.events(self._monotonic_ms(), now_unix_ms))
+        outgoing.tell(parts.calibrations.events(now_unix_ms))
+        outgoing.tell((*parts.allocation.events(), *parts.suspicion.events()))
         for watcher in self._watchers:
-            self._outgoing.tell(watcher.events())
-        payload = self._outgoing.take()
+            outgoing.tell(watcher.events())
+        outgoing.add_probes(parts.probing.results())
+        payload = outgoing.take()
         if payload is None:
             return
         await self._append(payload)
-        self._parts.stream.tell(self._outgoing.newest, self._driver_state)
-        self._parts.stream.wake()
+        parts.probing.kept()
+        parts.stream.tell(outgoing.newest, self._driver_state)
+        parts.stream.wake()
 
     def _now_page(self) -> tuple[str, bytes]:
         now = self._present.now(
@@ -309,8 +329,8 @@ class Agent:
 
         Shielded: what was taken for the spool gets there, also where the loop that waits is cancelled.
         """
-        loop = asyncio.get_running_loop()
-        await asyncio.shield(loop.run_in_executor(self._disk, self._parts.spool.append, payload))
+        spool = self._parts.spool
+        await asyncio.shield(spool.aside(spool.append, payload))
 
     async def _answer_captures(self) -> None:
         """Append the captures whose window is over, each part as a payload of its own: they are large."""
@@ -364,7 +384,7 @@ async def run_agent(config: AgentConfig) -> None:
     # What stands now lives as long as the process: a tenth of the agent's time went into looking at it.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GARBAGE_THRESHOLD)
+    gc.set_threshold(10_000)
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, agent.stop)
     loop.add_signal_handler(signal.SIGINT, agent.stop)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from flopwatch_agent.reading import Reading, Share
-from flopwatch_agent.sums import Increment, increment
+from flopwatch_agent.sums import Increment, increment, probing
 from flopwatch_proto.codec import Value
 
 CARD: Final = ""
@@ -33,12 +33,15 @@ def between(
     # Another card answers, or nobody watched at the one end: no counter says what was done meanwhile.
     if not (before.alive and now.alive and same):
         return dict.fromkeys(parts, Increment())
-    return {
+    steps = {
         part: increment(
             before.values, _values(now, part, named), span_ms, elapsed_seconds, now.method
         )
         for part in parts
     }
+    if now.probed_ns is not None and now.probed_ns > before.boottime_ns:
+        return {part: probing(step, span_ms) for part, step in steps.items()}
+    return steps
 
 
 def last_said(reading: Reading, instance: str | None) -> Mapping[str, Value]:

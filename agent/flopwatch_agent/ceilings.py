@@ -6,13 +6,13 @@ replaced whole, so a reader never sees half of it. A file that cannot be read ch
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
 
+from flopwatch_agent.probing.files import write_whole
 from flopwatch_proto.errors import UsageError
 
 FILE_NAME: Final = "ceilings.json"
@@ -46,7 +46,8 @@ class Ceilings:
     """The ceilings of a data directory.
 
     Attributes:
-        flops: (device uuid or slot, dtype) → FLOP/s; changed in place by `refresh`.
+        flops: (device uuid or slot, dtype) → FLOP/s, sustained where that was measured; changed in place
+            by `refresh`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,26 +67,30 @@ class Ceilings:
             _log.warning("ceilings_unreadable", reason=str(exc))
             return
         self.flops.clear()
-        self.flops.update({(each.device, each.dtype): each.flops for each in found})
+        # A burst reads high: where a card has both, training is measured against the sustained one.
+        for each in sorted(found, key=lambda ceiling: ceiling.sustained):
+            self.flops[each.device, each.dtype] = each.flops
         _log.info("ceilings_loaded", count=len(self.flops))
 
 
 def save(directory: Path, ceiling: Ceiling) -> None:
-    """Keep a ceiling; it replaces what was known of the same device and dtype.
+    """Keep a ceiling; it replaces what was known of the same device, dtype and load.
 
     Raises:
         UsageError: the directory cannot be written, or its file is something else.
     """
     path = directory / FILE_NAME
-    others = (c for c in _read(path) if (c.device, c.dtype) != (ceiling.device, ceiling.dtype))
+    others = (each for each in _read(path) if _subject(each) != _subject(ceiling))
     content = msgspec.json.encode(_File(ceilings=(*others, ceiling)))
-    scratch = path.with_name(f".{FILE_NAME}.{os.getpid()}")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(msgspec.json.format(content))
-        scratch.replace(path)
+        write_whole(path, msgspec.json.format(content))
     except OSError as exc:
         raise UsageError(f"{path}: cannot be written: {exc.strerror}") from exc
+
+
+def _subject(ceiling: Ceiling) -> tuple[str, str, bool]:
+    return ceiling.device, ceiling.dtype, ceiling.sustained
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

@@ -49,6 +49,7 @@ _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})")
 WorkloadClass = Literal[
     "training", "inference", "rl_rollout", "eval", "interactive", "probe", "unknown"
 ]
+ProbeKindName = Literal["gemm", "tensor", "fma", "bandwidth", "pcie", "launch", "sdc"]
 Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4", "fp6", "fp4"]
 
 
@@ -109,10 +110,22 @@ class KernelLogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
 
 class JobsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where jobs declare themselves. ``socket``: empty for the default path."""
+    """Where jobs declare themselves.
+
+    Attributes:
+        socket: for datagrams; empty for the default path.
+        otlp: address for OpenTelemetry metrics over gRPC; empty switches it off, port 0 picks a free one.
+        otlp_socket: a unix socket for the same; empty: ``otlp.sock`` beside `socket`.
+    """
 
     enabled: bool = True
     socket: str = ""
+    otlp: str = "127.0.0.1:9753"
+    otlp_socket: str = ""
+
+    def __post_init__(self) -> None:
+        if self.otlp:
+            _check_address("otlp", self.otlp, port_min=0)
 
 
 class AllocationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -183,6 +196,49 @@ class SpoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return SpoolLimits(bytes_max=self.bytes_max or None)
 
 
+class ProbingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Probes that the agent starts by itself, on cards that nobody holds. Off until it is switched on.
+
+    Attributes:
+        kinds: what is measured, of the kinds that ``flopwatch probe --help`` lists.
+        every: between two probes of a kind on a card.
+        idle: how long a card is nobody's before it is probed.
+        budget_ratio: of a card's time, over 8 hours.
+        wall: longest time of one probe; it is charged in full before it starts.
+        memory_bytes_max: of the card's memory, for one probe.
+        niceness: of a probe's processes.
+        turns: hosts take turns of twice ``wall``; those whose names count up have different ones.
+        runner: ``child``: the agent starts probes itself; ``unit``: ``flopwatch-probe.path`` does, outside
+            the agent's own limits of memory and processors.
+        locks: directory of the locks; empty: ``probing`` beside the socket of the jobs.
+    """
+
+    enabled: bool = False
+    kinds: tuple[ProbeKindName, ...] = ("gemm", "sdc")
+    every: Duration = Duration(86_400)
+    idle: Duration = Duration(300)
+    budget_ratio: float = 0.001
+    wall: Duration = Duration(25)
+    memory_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 28)] = 4 << 30
+    niceness: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
+    turns: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+    runner: Literal["child", "unit"] = "child"
+    locks: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget_ratio <= 0.01:
+            raise ValueError("budget_ratio: above 0 and at most 0.01")
+        budget_seconds = self.budget_ratio * 8 * 3600
+        if not 1 <= self.wall <= budget_seconds:
+            raise ValueError(
+                f"wall: between 1s and what budget_ratio leaves of 8 hours, {budget_seconds:g}s"
+            )
+        if self.idle < 60:
+            raise ValueError("idle: at least 1m")
+        if self.every < 600:
+            raise ValueError("every: at least 10m")
+
+
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The agent's own ``/metrics`` and ``/now``.
 
@@ -229,6 +285,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     jobs: JobsConfig = msgspec.field(default_factory=JobsConfig)
     allocation: AllocationConfig = msgspec.field(default_factory=AllocationConfig)
     classes: tuple[ClassRule, ...] = ()
+    probing: ProbingConfig = msgspec.field(default_factory=ProbingConfig)
     spool: SpoolConfig = msgspec.field(default_factory=SpoolConfig)
     metrics: MetricsConfig = msgspec.field(default_factory=MetricsConfig)
 
@@ -260,9 +317,23 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return self.jobs_socket.with_name("release")
 
     @property
+    def probe_locks(self) -> Path:
+        """Where who probes a card says so."""
+        if self.probing.locks:
+            return Path(self.probing.locks)
+        return self.jobs_socket.with_name("probing")
+
+    @property
     def jobs_socket(self) -> Path:
         """Where jobs send what they declare."""
         return Path(self.jobs.socket) if self.jobs.socket else default_jobs_socket()
+
+    @property
+    def otlp_socket(self) -> Path:
+        """Where jobs send OpenTelemetry metrics."""
+        if self.jobs.otlp_socket:
+            return Path(self.jobs.otlp_socket)
+        return self.jobs_socket.with_name("otlp.sock")
 
 
 def load_config(

@@ -1,7 +1,8 @@
 """How much of its peak a card reaches now, from one reading. Pure.
 
 HFU: what the tensor pipes did, u = A · f / f_ref (`docs/architecture.md`). It is not MFU, which counts a
-model's own FLOPs only and is known where jobs declare them; elsewhere it lies within [0.72 u, u].
+model's own FLOPs only and is known where jobs declare them; elsewhere it lies within [0.72 u, u]. Both
+bounds are wider by what counters and clock may be off (`flopwatch_kernels.uncertainty`).
 """
 
 from __future__ import annotations
@@ -9,15 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
 
 from flopwatch_agent.rates import rates
 from flopwatch_agent.reading import Reading, Share
-from flopwatch_kernels import peaks
+from flopwatch_kernels import peaks, uncertainty
 from flopwatch_proto.rows import Absence
-
-MODEL_OF_HARDWARE_MIN: Final = 0.72
-"""Least share of executed FLOPs that are model FLOPs: full recompute (3/4) with 4 % of padding."""
 
 _rates = lru_cache(maxsize=256)(rates)
 
@@ -27,13 +24,15 @@ class Estimate:
     """Ratios of the card's dense datasheet peak for `dtype`; None is not known.
 
     Attributes:
-        hfu_lo, hfu_hi: equal where the peak's reference clock is published.
+        hfu: None also where the peak's reference clock is not published, and only bounds are known.
+        hfu_lo, hfu_hi: bounds that hold it in 95 of 100 cases.
         mfu: of the model FLOPs declared.
         mfu_lo, mfu_hi: bounds where nothing is declared; both `mfu` where it is.
     """
 
     dtype: str
     peak_flops: float | None = None
+    hfu: float | None = None
     hfu_lo: float | None = None
     hfu_hi: float | None = None
     mfu: float | None = None
@@ -61,6 +60,7 @@ def estimate(
         return Estimate(dtype=dtype)
     mfu = None if model_flops_per_second is None else model_flops_per_second / found.peak_flops
     lo = hi = None
+    sigma = uncertainty.hardware(reading.method) or 0.0
     active, mhz = (_value(reading, name) for name in ("tensor_active_ratio", "sm_clock_mhz"))
     if active is not None and mhz is not None:
         if found.ref_mhz:
@@ -68,14 +68,20 @@ def estimate(
         else:  # the reference clock is not published, but no clock is above the highest
             lo = active * mhz / found.max_mhz if found.max_mhz else 0.0
             hi = max(lo, active)
+    if lo is None or hi is None:
+        return Estimate(dtype=dtype, peak_flops=found.peak_flops, mfu=mfu, mfu_lo=mfu, mfu_hi=mfu)
+    of_hfu, of_mfu = (
+        bounds(lo, hi, sigma) for bounds in (uncertainty.hfu_bounds, uncertainty.mfu_bounds)
+    )
     return Estimate(
         dtype=dtype,
         peak_flops=found.peak_flops,
-        hfu_lo=lo,
-        hfu_hi=hi,
+        hfu=lo if found.ref_mhz else None,
+        hfu_lo=of_hfu.lo,
+        hfu_hi=of_hfu.hi,
         mfu=mfu,
-        mfu_lo=mfu if mfu is not None or lo is None else MODEL_OF_HARDWARE_MIN * lo,
-        mfu_hi=hi if mfu is None else mfu,
+        mfu_lo=of_mfu.lo if mfu is None else mfu,
+        mfu_hi=of_mfu.hi if mfu is None else mfu,
     )
 
 

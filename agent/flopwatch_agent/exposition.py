@@ -39,6 +39,7 @@ _DCGM: Final = ("gpu", "UUID", "pci_bus_id", "device", "modelName", "Hostname")
 
 _Family = GaugeMetricFamily | CounterMetricFamily
 _ESTIMATES: Final[dict[str, tuple[str, Callable[[Estimate], float | None]]]] = {
+    "hfu_ratio": ("What the tensor pipes did, of the dense peak.", lambda e: e.hfu),
     "hfu_lo_ratio": ("What the tensor pipes did, of the dense peak: least.", lambda e: e.hfu_lo),
     "hfu_hi_ratio": ("What the tensor pipes did, of the dense peak: most.", lambda e: e.hfu_hi),
     "mfu_ratio": ("Model FLOPs declared in the last minute, of the peak.", lambda e: e.mfu),

@@ -1,6 +1,7 @@
 """How the agent itself does: its own ``/metrics``, and what systemd is told.
 
-The label sets are bounded: sources are a fixed list, driver states and reject codes too.
+The label sets are bounded: sources are a fixed list, and so are driver states, reject codes and what
+becomes of a capture.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from flopwatch_agent.clock import Clock, SystemClock
 from flopwatch_agent.exposition import CardGauges, DcgmNames
 from flopwatch_agent.newest import Coverage, Newest
 from flopwatch_agent.outgoing import Outgoing
+from flopwatch_agent.recorder import Recorder
+from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream
 
@@ -72,9 +75,21 @@ class Health:
         )
         self._notifier = sdnotify.SystemdNotifier()
 
-    def watch(self, spool: Spool, stream: Stream, outgoing: Outgoing | None = None) -> None:
-        """Show spool, stream and what found no room before them too."""
+    def watch(
+        self,
+        spool: Spool,
+        stream: Stream,
+        outgoing: Outgoing | None = None,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """Show spool, stream and what found no room before them too, and the flight recorder."""
         self.registry.register(_Delivery(spool, stream, outgoing))
+        if recorder is not None:
+            self.registry.register(_Recorded(recorder))
+
+    def show_kernel_log(self, log: KernelLog) -> None:
+        """Show which lines of the kernel log were lost."""
+        self.registry.register(_Lines(log))
 
     def show_cards(self, newest: Newest, *, dtype: str, dcgm_hostname: str | None = None) -> None:
         """Show the cards, and what the agent costs.
@@ -150,15 +165,57 @@ class _Delivery(Collector):
             _total("flopwatch_stream_acked_rows", "Rows acknowledged.", told.acked_rows),
             _total("flopwatch_stream_acked_batches", "Batches passed.", told.acked_batches),
             _total("flopwatch_stream_reconnects", "Sessions that ended.", told.reconnects),
+            _total(
+                "flopwatch_stream_captures_ignored",
+                "Requests for readings that nobody took, or that made trouble.",
+                told.captures_ignored,
+            ),
         ]
         if self._outgoing is not None:
             text = "Events lost because too many happened between two payloads."
             name = "flopwatch_agent_dropped_events"
             metrics.append(_total(name, text, self._outgoing.dropped_events))
+            text = "Events left out because another origin had told the same."
+            name = "flopwatch_agent_repeated_events"
+            metrics.append(_total(name, text, self._outgoing.repeated_events))
         if told.skew_ms is not None:
             text = "The collector's clock less ours."
             metrics.append(_gauge("flopwatch_stream_skew_seconds", text, told.skew_ms / 1000))
         return metrics
+
+
+class _Recorded(Collector):
+    """The flight recorder."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def collect(self) -> list[Metric]:
+        told = self._recorder.counters
+        captures = CounterMetricFamily(
+            "flopwatch_recorder_captures",
+            "Requests for readings, by what became of them: answered, refused, repeated.",
+            labels=["outcome"],
+        )
+        for outcome in ("answered", "refused", "repeated"):
+            captures.add_metric([outcome], getattr(told, outcome))
+        text = "Readings younger than 15 minutes that were given up for a bound."
+        return [
+            captures,
+            _gauge("flopwatch_recorder_held_bytes", "Readings held.", self._recorder.held_bytes),
+            _total("flopwatch_recorder_dropped_readings", text, told.dropped_readings),
+        ]
+
+
+class _Lines(Collector):
+    """The kernel log."""
+
+    def __init__(self, log: KernelLog) -> None:
+        self._log = log
+
+    def collect(self) -> list[Metric]:
+        text = "Lines of the kernel log that were lost or could not be read."
+        return [_total("flopwatch_kernel_log_dropped_lines", text, self._log.dropped_total)]
 
 
 class _Sources(Collector):

@@ -23,14 +23,15 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from flopwatch_agent.between import CARD, between, last_said
-from flopwatch_agent.rates import Rates, rates
+from flopwatch_agent.rates import UNCALIBRATED, Rates, Trust, rates
 from flopwatch_agent.reading import Device, Reading, Share
-from flopwatch_agent.shares import Finals, Holder, declared, identity, split, whole
+from flopwatch_agent.shares import Finals, Holder, confirmed, declared, identity, split, whole
 from flopwatch_agent.sums import Increment, Sums
 from flopwatch_kernels import peaks
 from flopwatch_proto.codec import IntervalRow
@@ -47,6 +48,8 @@ AHEAD_MS_MAX: Final = 3_600_000
 wait until the time they claim has passed."""
 
 _STEPS_MAX: Final = 256
+_rates = lru_cache(maxsize=1024)(rates)
+_CARD_TIME: Final = frozenset({"step_ms", "reported_mfu_ms", "reported_ms"})  # of a job's: weighted
 _RELEASED: Final = "released"  # an operator's wish: whoever holds the card by now goes on to
 _CARD_LOST: Final = frozenset({"gpu_is_lost"})  # an answer, not a silence: FAILED at once
 
@@ -78,7 +81,7 @@ class _Slot:
         start_unix_ms: start of the open row.
         parts: sums of each MIG device, over the same time as `sums`; None: of the card beside those that
             the shares name.
-        model: open row's declared model FLOPs by (job, instance).
+        work: what jobs counted in the open row, by (job, instance) and column.
         answered: the newest reading of an answering driver.
         silent_since_ns: boottime of the first reading of a silence.
         texts: row texts per share, without the method; made when an identity changes.
@@ -90,10 +93,10 @@ class _Slot:
     start_unix_ms: int
     sums: Sums = field(default_factory=Sums)
     parts: dict[str | None, Sums] = field(default_factory=dict)
-    model: dict[Holder, float] = field(default_factory=dict)
+    work: dict[Holder, dict[str, float]] = field(default_factory=dict)
     answered: Reading | None = None
     silent_since_ns: int | None = None
-    texts: list[tuple[dict[str, str | None], Rates]] = field(default_factory=list)
+    texts: list[dict[str, str | None]] = field(default_factory=list)
 
 
 class Fold:
@@ -103,6 +106,7 @@ class Fold:
         interval_ms: length of a row; rows are cut at its UTC multiples.
         dtype: of rows whose job declares none that the card has.
         achievable: (device uuid or slot, dtype) → measured ceiling, FLOP/s; looked up as rows close.
+        trust: what calibrations say of a device; asked as rows close.
         gap_ms_max: longest time between two readings that still counts as watched. At least three
             times the reading period.
         resume_unix_ms: end of the last row of an earlier run; no row starts before it.
@@ -114,18 +118,19 @@ class Fold:
         interval_ms: int = INTERVAL_MS,
         dtype: str = "bf16",
         achievable: Mapping[tuple[str, str], float] | None = None,
+        trust: Callable[[Device], Trust] = lambda _: UNCALIBRATED,
         gap_ms_max: int = 30_000,
         resume_unix_ms: int = 0,
     ) -> None:
         self.interval_ms = interval_ms
         self.dtype = dtype
         self.achievable = {} if achievable is None else achievable
+        self.trust = trust
         self.gap_ms_max = gap_ms_max
         self.steps: deque[ClockStep] = deque(maxlen=_STEPS_MAX)
         self.steps_total = 0
         self._resume_unix_ms = resume_unix_ms
         self._slots: dict[str, _Slot] = {}
-        self._rates: dict[tuple[str | None, str, float | None], Rates] = {}
 
     def add(
         self, reading: Reading, shares: Sequence[Share], finals: Finals | None = None
@@ -149,6 +154,7 @@ class Fold:
             slot.texts = self._texts(slot)
             self._slots[reading.device.slot] = slot
         else:
+            self._settle(slot, reading, completed)
             self._cover(slot, reading, shares, finals or {}, completed)
             self._hold(slot, reading, shares, completed)
         if reading.alive:
@@ -165,6 +171,14 @@ class Fold:
             if slot.reading.taken_unix_ms <= until_unix_ms:
                 self._finish(slot, completed)
         return completed
+
+    def _settle(self, slot: _Slot, reading: Reading, completed: list[IntervalRow]) -> None:
+        """Decide who held the card since the last reading, where that waited for this one."""
+        held = confirmed(slot.shares, reading)
+        if held is not slot.shares:
+            self._finish(slot, completed)
+            slot.shares = held
+            slot.texts = self._texts(slot)
 
     def _cover(
         self,
@@ -187,8 +201,8 @@ class Fold:
             end = min(now, start + round(elapsed_ms))
         if elapsed_ms <= self.gap_ms_max and end > slot.end_unix_ms:
             steps = between(before, reading, slot.shares, end - start, elapsed_ms / 1e3)
-            model = declared(slot.shares, shares, finals)
-            self._spread(slot, steps, model, (start, end), completed)
+            work = declared(slot.shares, shares, finals)
+            self._spread(slot, steps, work, (start, end), completed)
         if not 0 <= slot.end_unix_ms - now <= AHEAD_MS_MAX:  # a hole, or the reading's own time
             self._finish(slot, completed)
             slot.end_unix_ms = slot.start_unix_ms = now
@@ -197,7 +211,7 @@ class Fold:
         self,
         slot: _Slot,
         steps: Mapping[str | None, Increment],
-        model: Mapping[Holder, float],
+        work: Mapping[Holder, Mapping[str, float]],
         span: tuple[int, int],
         completed: list[IntervalRow],
     ) -> None:
@@ -212,8 +226,10 @@ class Fold:
             for name, step in steps.items():
                 sums = slot.sums if name == CARD else slot.parts.setdefault(name, Sums())
                 sums.add(step, part_ms, ratio, resident=resident)
-            for key, flops in model.items():
-                slot.model[key] = slot.model.get(key, 0.0) + flops * ratio
+            for key, counted in work.items():
+                sum_ = slot.work.setdefault(key, {})
+                for column, amount in counted.items():
+                    sum_[column] = sum_.get(column, 0.0) + amount * ratio
             slot.end_unix_ms = at + part_ms
             if slot.end_unix_ms == boundary:
                 self._finish(slot, completed)
@@ -276,13 +292,13 @@ class Fold:
                 split(sums.resident_ms, weights),
                 strict=True,
             )
-            for i, (share, text, card_times) in enumerate(
+            for i, (share, texts, card_times) in enumerate(
                 zip(slot.shares, slot.texts, times, strict=True)
             ):
                 own = slot.parts.get(share.instance, sums)
                 counted_ms = split(own.counted_ms, weights)[i]
-                completed.append(self._row(slot, own, share, text, card_times, counted_ms))
-            slot.sums, slot.parts, slot.model = Sums(), {}, {}
+                completed.append(self._row(slot, own, share, texts, card_times, counted_ms))
+            slot.sums, slot.parts, slot.work = Sums(), {}, {}
         slot.start_unix_ms = slot.end_unix_ms
 
     def _row(
@@ -290,12 +306,13 @@ class Fold:
         slot: _Slot,
         sums: Sums,
         share: Share,
-        text: tuple[dict[str, str | None], Rates],
+        texts: dict[str, str | None],
         card_times: tuple[int, int, int],
         counted_ms: int,
     ) -> IntervalRow:
         """Return the row of one share; `sums` are the card's, or those of the share's MIG device."""
-        texts, found = text
+        dtype = texts["dtype"] or self.dtype
+        found = self._rates_of(slot.reading.device, dtype)
         card_ms, covered_ms, resident_ms = card_times
         if share.resident is not None:
             resident_ms = card_ms if share.resident else 0
@@ -309,13 +326,13 @@ class Fold:
         )
         if found.peak_flops is not None:
             values["capacity_flops"] = found.peak_flops * card_ms / 1e3
-        ceiling = self._ceiling(slot.reading.device, texts["dtype"] or self.dtype)
+        ceiling = self._ceiling(slot.reading.device, dtype)
         if ceiling is not None:
             values["achievable_flops"] = ceiling * card_ms / 1e3
-        model = slot.model.get((share.job, share.instance))
-        if model is not None:
-            values["model_flops"] = model
-        method = sums.method if counted_ms else "declared" if model is not None else "none"
+        work = slot.work.get((share.job, share.instance), {})
+        for column, amount in work.items():
+            values[column] = amount * share.weight if column in _CARD_TIME else amount
+        method = sums.method if counted_ms else "declared" if "model_flops" in work else "none"
         if found.ref_mhz is None:
             counted_ms = 0  # u is only bounded: the row has no exact counters to divide by
         return IntervalRow(
@@ -342,7 +359,7 @@ class Fold:
                 return found
         return self.achievable.get((device.slot, dtype))
 
-    def _texts(self, slot: _Slot) -> list[tuple[dict[str, str | None], Rates]]:
+    def _texts(self, slot: _Slot) -> list[dict[str, str | None]]:
         """Return what all rows of the shares in force have in common."""
         device = slot.reading.device
         result = []
@@ -364,7 +381,7 @@ class Fold:
                 "convention": share.convention,
                 "allocation_source": share.source,
             }
-            result.append((texts, self._rates_of(device, dtype)))
+            result.append(texts)
         return result
 
     def _dtype(self, device: Device, share: Share) -> tuple[str, str]:
@@ -376,7 +393,4 @@ class Fold:
         return self.dtype, "cluster"
 
     def _rates_of(self, device: Device, dtype: str) -> Rates:
-        key = (device.sku, dtype, device.clock_mhz_max)
-        if key not in self._rates:
-            self._rates[key] = rates(*key)
-        return self._rates[key]
+        return _rates(device.sku, dtype, device.clock_mhz_max, self.trust(device))

@@ -1,10 +1,10 @@
-"""What jobs say of themselves: the table of declarations, and the socket they arrive on.
+"""What jobs say of themselves: the table of declarations.
 
 A job's process sends one small JSON datagram a second to a unix socket (`flopwatch` SDK, or anything
-that can write one). `JobTable` is pure; `Intake` is the socket. Invariants:
+that can write one), or by OpenTelemetry: see `job_intake` and `otlp`. Pure. Invariants:
 
 - A counter in a message is the process's own since it started. An account per (device, job) sums their
-  increases, so it never falls while the job lives, whoever joins or leaves.
+  increases, so it never falls while the job lives, whoever joins or leaves: see `job_accounts`.
 - A process first heard in the middle of its life adds nothing with its first message: what it did
   before was not watched. Only ``"event": "start"`` begins at zero.
 - The sender is who the kernel says (SCM_CREDENTIALS, in the agent's pid namespace), so nobody speaks
@@ -17,20 +17,15 @@ that can write one). `JobTable` is pure; `Intake` is the socket. Invariants:
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import socket
-import struct
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-import msgspec
-import structlog
-
+from flopwatch_agent.job_accounts import Account, Accounts, Key
+from flopwatch_agent.job_events import JobEvents
+from flopwatch_agent.job_message import EVERY_CARD, Message, counters
 from flopwatch_agent.labels import (
     Labels,
     clean_class,
@@ -41,46 +36,17 @@ from flopwatch_agent.labels import (
 )
 from flopwatch_agent.reading import Device
 from flopwatch_agent.shares import Holder
-from flopwatch_proto.errors import UsageError
+from flopwatch_proto.v1 import telemetry_pb2 as pb
 
-MESSAGE_BYTES_MAX: Final = 4096
+__all__ = ["Declared", "JobTable", "Message", "device_key", "pid_exists"]
+
 PROCESSES_MAX: Final = 4096
-ACCOUNTS_MAX: Final = 4096
 SILENT_MS_MAX: Final = 60_000
 """A process silent for longer leaves, if its pid is gone; an account without processes is forgotten."""
-
-_FLOPS_MAX: Final = 1e30
-_DATAGRAMS_PER_WAKE: Final = 256
-_CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One datagram. Unknown keys are ignored, so that an older agent hears a newer SDK.
-
-    Attributes:
-        v: version of the format; 1.
-        device: ``cuda:<uuid>`` or ``cpu``; None when the process does not know.
-        event: ``start``, ``exit`` or nothing.
-        model_flops_total: model FLOPs of this process since it started, its own share of the job.
-        tokens_total: tokens of this process; gives FLOPs where a number of FLOPs per token is known.
-        flops_per_token: model FLOPs per token, training or inference as the job says.
-    """
-
-    v: int
-    pid: int
-    job: str | None = None
-    team: str | None = None
-    dtype: str | None = None
-    convention: str | None = None
-    workload_class: str | None = None
-    phase: str | None = None
-    device: str | None = None
-    event: str | None = None
-    model_flops_total: float | None = None
-    tokens_total: float | None = None
-    steps_total: float | None = None
-    flops_per_token: float | None = None
-    unix_ms: int | None = None
+SPEAKING_MS_MAX: Final = 3_000
+"""A process not heard for longer may be dead: whoever starts beside it may replace it."""
+EXPORTER_SILENT_MS_MAX: Final = 300_000
+"""The same for whoever sends metrics: exporters speak once a minute, and have no pid to look for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,20 +66,18 @@ class Declared:
 
 @dataclass(slots=True, kw_only=True)
 class _Process:
-    """Attributes: environment: read when first heard, as at exit it may be gone."""
+    """What is remembered of a process.
+
+    Attributes:
+        environment: read when first heard, as at exit it may be gone.
+        start: it was heard from its start on.
+    """
 
     declared: Declared
     environment: Labels
     heard_ms: float
-    counter: float | None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Account:
-    """Model FLOPs of one job on one device; None until any of its processes counted."""
-
-    flops_total: float | None
-    touched_ms: float
+    counters: Mapping[str, float]
+    start: bool
 
 
 def device_key(device: Device) -> str:
@@ -138,19 +102,22 @@ class JobTable:
         self.messages_total = 0
         self._labels_of = labels_of
         self._processes: dict[int, _Process] = {}
-        self._accounts: dict[tuple[str | None, str], _Account] = {}
+        self._accounts = Accounts()
+        self._spoken_for: dict[Key, Labels] = {}  # by who is no process on the card
+        self._events = JobEvents(self.drops)
 
     def __len__(self) -> int:
         return len(self._processes)
 
-    def apply(self, message: Message, now_ms: float) -> None:
+    def apply(self, message: Message, now_ms: float, *, exporter: bool = False) -> None:
         """Take a message. A message that makes no sense is dropped and counted, never raised.
 
         Args:
             message: its ``pid`` is the sender's, in the agent's pid namespace.
             now_ms: a monotonic clock.
+            exporter: the sender is no process known here; ``pid`` is a negative number given to it.
         """
-        if message.v != 1 or message.pid <= 0:
+        if message.v != 1 or (message.pid <= 0) != exporter:
             self.drops["version" if message.v != 1 else "pid"] += 1
             return
         process = self._processes.get(message.pid)
@@ -158,36 +125,60 @@ class JobTable:
             self.drops["table_full"] += 1
             return
         self.messages_total += 1
-        if process is not None and message.event == "start":
-            process = None  # the pid is another process's now
+        started = message.event == "start"
+        if process is not None and started:
+            self._leave(message.pid)  # the pid is another process's now
+            process = None
         environment = self._environment(process, message.pid)
         declared = _declared(message, environment)
-        counter = self._counter(message, environment)
-        account = self._account(declared, now_ms)
-        if account is None:
+        found, nonsense = counters(message, environment)
+        if nonsense:
+            self.drops["counter"] += nonsense
+        start = started or (process is not None and process.start)
+        if self._count(process, declared, found, now_ms, start=start) is None:
             return
-        if counter is not None:
-            account.flops_total = (account.flops_total or 0.0) + _increase(
-                process, declared, counter, started=message.event == "start"
-            )
-        if message.event == "exit":
-            self._processes.pop(message.pid, None)
-            return
-        self._processes[message.pid] = _Process(
-            declared=declared, environment=environment, heard_ms=now_ms, counter=counter
+        alone = started and not any(
+            other.declared.job == declared.job and now_ms - other.heard_ms <= SPEAKING_MS_MAX
+            for other in self._processes.values()
         )
+        kind = declared.labels.workload_class
+        steps = found.get("steps_count", 0.0)
+        self._events.heard(declared.job, kind, message, now_ms, steps=steps, alone=alone)
+        self._processes[message.pid] = _Process(
+            declared=declared,
+            environment=environment,
+            heard_ms=now_ms,
+            counters=found,
+            start=start,
+        )
+        if exporter or declared.device == EVERY_CARD:
+            self._spoken_for[declared.device, declared.job] = declared.labels
+        if message.event == "exit":
+            self._leave(message.pid)
+            self._told_if_last(declared.job, now_ms, "its last process said goodbye")
 
     def expire(self, now_ms: float, alive: Callable[[int], bool]) -> None:
         """Forget processes silent for `SILENT_MS_MAX` whose pid is gone, and accounts without any."""
         for pid, process in list(self._processes.items()):
-            if now_ms - process.heard_ms > SILENT_MS_MAX and not alive(pid):
-                del self._processes[pid]
+            silent_ms = now_ms - process.heard_ms
+            if silent_ms > (SILENT_MS_MAX if pid > 0 else EXPORTER_SILENT_MS_MAX) and (
+                pid < 0 or not alive(pid)
+            ):
+                self._leave(pid)
+                text = "its last process is gone without a word"
+                self._told_if_last(process.declared.job, process.heard_ms, text)
         held = {(p.declared.device, p.declared.job) for p in self._processes.values()}
-        for key, account in list(self._accounts.items()):
-            if key in held:
-                account.touched_ms = now_ms
-            elif now_ms - account.touched_ms > SILENT_MS_MAX:
-                del self._accounts[key]
+        self._accounts.expire(held, now_ms, SILENT_MS_MAX)
+        self._events.expire(now_ms)
+
+    def events(self, now_ms: float, now_unix_ms: int) -> list[pb.Event]:
+        """Return the jobs' goodput events since the last call.
+
+        Args:
+            now_ms: the clock of `apply`.
+            now_unix_ms: the wall clock at that moment.
+        """
+        return self._events.take(now_ms, now_unix_ms)
 
     def for_pids(self, pids: Iterable[int]) -> dict[int, Declared]:
         """Return what the processes of a card declare, those that do."""
@@ -201,45 +192,66 @@ class JobTable:
             if process.declared.device == device
         )
 
+    def completed(self, labels: Labels, device: str, job: str) -> Labels:
+        """Return labels with the rest of what a job's exporter or log says of it on a device."""
+        for key in ((device, job), (EVERY_CARD, job)):
+            said = self._spoken_for.get(key)
+            if said is not None:
+                kept = {k: v for k, v in asdict(labels).items() if v is not None}
+                labels = replace(said, **kept)
+        return labels
+
+    def counters(self, device: str, job: str) -> Mapping[str, float]:
+        """Return a job's counters on a device by their column; empty: it declares none."""
+        return self._accounts.totals(device, job)
+
     def flops_total(self, device: str, job: str) -> float | None:
         """Return the counter of a job's model FLOPs on a device; None: it declares none."""
-        account = self._accounts.get((device, job))
-        return None if account is None else account.flops_total
+        return self.counters(device, job).get("model_flops")
 
-    def finals(self, device: str) -> dict[Holder, float]:
-        """Return every account of a device, by (job, instance), those just ended too."""
-        return {
-            (job, None): account.flops_total
-            for (held, job), account in self._accounts.items()
-            if held == device and account.flops_total is not None
-        }
+    def finals(self, device: str) -> dict[Holder, Mapping[str, float]]:
+        """Return the counters of every account of a device, by (job, instance), those just ended too."""
+        found = {(job, None): self.counters(device, job) for job in self._accounts.jobs(device)}
+        return {holder: totals for holder, totals in found.items() if totals}
+
+    def _leave(self, pid: int) -> None:
+        declared = self._processes.pop(pid).declared
+        self._accounts.left((declared.device, declared.job), pid)
+        self._spoken_for.pop((declared.device, declared.job), None)
+
+    def _told_if_last(self, job: str, at_ms: float, text: str) -> None:
+        if not any(process.declared.job == job for process in self._processes.values()):
+            self._events.left(job, at_ms, text)
 
     def _environment(self, process: _Process | None, pid: int) -> Labels:
         if process is not None:
             return process.environment
-        return self._labels_of(pid) if self._labels_of is not None else Labels()
+        return self._labels_of(pid) if self._labels_of is not None and pid > 0 else Labels()
 
-    def _account(self, declared: Declared, now_ms: float) -> _Account | None:
+    def _count(
+        self,
+        process: _Process | None,
+        declared: Declared,
+        found: Mapping[str, float],
+        now_ms: float,
+        *,
+        start: bool,
+    ) -> Account | None:
+        """Add what a process counted to its account; None where there are too many accounts."""
         key = (declared.device, declared.job)
-        account = self._accounts.get(key)
+        account = self._accounts.open(key, now_ms)
         if account is None:
-            if len(self._accounts) >= ACCOUNTS_MAX:
-                self.drops["accounts_full"] += 1
-                return None
-            account = self._accounts[key] = _Account(flops_total=None, touched_ms=now_ms)
-        account.touched_ms = now_ms
-        return account
-
-    def _counter(self, message: Message, environment: Labels) -> float | None:
-        """Return the process's counter of model FLOPs; None: it counts none, or nonsense."""
-        counter = message.model_flops_total
-        if counter is None and message.tokens_total is not None:
-            per_token = message.flops_per_token or environment.flops_per_token
-            counter = None if per_token is None else message.tokens_total * per_token
-        if counter is not None and not 0.0 <= counter <= _FLOPS_MAX:
-            self.drops["counter"] += 1
+            self.drops["accounts_full"] += 1
             return None
-        return counter
+        before = None
+        if process is not None:
+            before = process.counters
+            held = (process.declared.device, process.declared.job)
+            if held != key:
+                self._accounts.left(held, declared.pid)
+                self._spoken_for.pop(held, None)
+        account.add(declared.pid, found, before, start=start)
+        return account
 
 
 def _declared(message: Message, environment: Labels) -> Declared:
@@ -262,18 +274,6 @@ def _declared(message: Message, environment: Labels) -> Declared:
     )
 
 
-def _increase(
-    process: _Process | None, declared: Declared, counter: float, *, started: bool
-) -> float:
-    """Return how much a process's counter rose since it was last heard under this account."""
-    if process is None:
-        return counter if started else 0.0
-    before = process.declared
-    if process.counter is None or (before.job, before.device) != (declared.job, declared.device):
-        return 0.0
-    return max(0.0, counter - process.counter)  # a fall is a restart
-
-
 def pid_exists(pid: int) -> bool:
     """Return whether a process with this id exists, whoever owns it."""
     try:
@@ -283,96 +283,3 @@ def pid_exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-class Intake:
-    """The unix datagram socket that messages arrive on.
-
-    Args:
-        path: of the socket; its folder is made. Anybody on the host may write to it.
-        table: takes the messages.
-        now_ms: a monotonic clock.
-    """
-
-    def __init__(self, path: Path, table: JobTable, now_ms: Callable[[], float]) -> None:
-        self.path = path
-        self.table = table
-        self._now_ms = now_ms
-        self._socket: socket.socket | None = None
-        self._decode = msgspec.json.Decoder(Message).decode
-
-    async def start(self) -> None:
-        """Bind and listen.
-
-        Raises:
-            UsageError: the path is too long, not writable, or another agent listens on it.
-        """
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._replace_stale()
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            listener.bind(str(self.path))
-            self.path.chmod(0o666)
-        except OSError as exc:
-            listener.close()
-            raise UsageError(f"[jobs] socket = {str(self.path)!r}: {exc}") from exc
-        self._socket = listener
-        asyncio.get_running_loop().add_reader(listener, self._drain)
-
-    async def close(self) -> None:
-        """Stop listening and remove the socket; safe unstarted and twice."""
-        if self._socket is None:
-            return
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
-        self._socket = None
-        with contextlib.suppress(OSError):
-            self.path.unlink()
-
-    def _replace_stale(self) -> None:
-        """Remove a socket nobody listens on; refuse to take a living one away."""
-        if not self.path.is_socket():
-            return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect(str(self.path))
-            except ConnectionRefusedError:
-                self.path.unlink()
-                structlog.get_logger().info("jobs_socket_replaced", path=str(self.path))
-
-    def _drain(self) -> None:
-        """Take what has arrived, at most so much that other work gets its turn."""
-        for _ in range(_DATAGRAMS_PER_WAKE):
-            if self._socket is None:
-                return
-            try:
-                data, ancillary, flags, _ = self._socket.recvmsg(
-                    MESSAGE_BYTES_MAX, socket.CMSG_SPACE(_CREDENTIALS.size)
-                )
-            except BlockingIOError:
-                return
-            except OSError:
-                self.table.drops["socket"] += 1
-                return
-            if flags & socket.MSG_TRUNC:
-                self.table.drops["too_large"] += 1
-                continue
-            try:
-                message = self._decode(data)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                self.table.drops["malformed"] += 1
-                continue
-            pid = _sender(ancillary)
-            if pid:
-                message = msgspec.structs.replace(message, pid=pid)
-            self.table.apply(message, self._now_ms())
-
-
-def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """Return the sender's pid as the kernel knows it; 0 where it cannot say."""
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-            pid: int = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[0]
-            return pid
-    return 0

@@ -78,7 +78,7 @@ class Seen:
         if seconds < _MODEL_SECONDS_MIN or entries[-1][0] != self.reading.boottime_ns:
             return None
         steps = (declared(before, after, {}) for (_, before), (_, after) in pairwise(entries))
-        return sum(sum(step.values()) for step in steps) / seconds
+        return sum(c.get("model_flops", 0.0) for step in steps for c in step.values()) / seconds
 
 
 class Newest:

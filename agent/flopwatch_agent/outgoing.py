@@ -36,8 +36,14 @@ class Outgoing:
     _events: list[pb.Event] = field(default_factory=list)
     _once: Once = field(default_factory=Once)
     _slots: list[pb.SlotDeclaration] = field(default_factory=list)
+    _probes: list[pb.Probe] = field(default_factory=list)
     _hosts: list[HostReading] = field(default_factory=list)
     _declared: dict[str, Device] = field(default_factory=dict)
+
+    @property
+    def repeated_events(self) -> int:
+        """Events that said what another origin had told already, and were left out."""
+        return self._once.repeated_total
 
     def add_rows(self, rows: Iterable[IntervalRow]) -> None:
         """Take rows that the fold has completed."""
@@ -49,6 +55,10 @@ class Outgoing:
         if (excess := len(self._events) - EVENTS_MAX) > 0:
             self.dropped_events += excess
             del self._events[:excess]
+
+    def add_probes(self, probes: Iterable[pb.Probe]) -> None:
+        """Take results of probes."""
+        self._probes += probes
 
     def add_host(self, reading: HostReading) -> None:
         """Take a reading of the host; it becomes a row with the one before."""
@@ -77,14 +87,14 @@ class Outgoing:
 
     def take(self) -> pb.Payload | None:
         """Return everything as one payload; None where there is nothing."""
-        payload = pb.Payload(slots=self._slots, events=self._events)
+        payload = pb.Payload(slots=self._slots, events=self._events, probes=self._probes)
         self.newest = encode_rows(self._rows) if self._rows else pb.IntervalRows()
         if self._rows:
             payload.intervals.CopyFrom(self.newest)
         if len(self._hosts) > 1:
             payload.hosts.CopyFrom(host_rows(self._hosts, self.interval_ms))
             del self._hosts[:-1]
-        self._rows, self._events, self._slots = [], [], []
+        self._rows, self._events, self._slots, self._probes = [], [], [], []
         return payload if payload.ByteSize() else None
 
 

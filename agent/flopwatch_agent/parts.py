@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from flopwatch_agent.allocation import Allocation
 from flopwatch_agent.allocation.registry import build_access, build_allocation
+from flopwatch_agent.calibrations import Calibrations
 from flopwatch_agent.ceilings import Ceilings
 from flopwatch_agent.clock import Clock, SystemClock
 from flopwatch_agent.config import AgentConfig
@@ -15,6 +16,7 @@ from flopwatch_agent.identity import agent_version, boot_id
 from flopwatch_agent.jobs import JobTable
 from flopwatch_agent.labels import Environments
 from flopwatch_agent.newest import Newest
+from flopwatch_agent.probing.schedule import Probing
 from flopwatch_agent.recorder import Recorder
 from flopwatch_agent.sources.dcgm import Dcgm
 from flopwatch_agent.sources.registry import SOURCES, SourceEntry
@@ -29,6 +31,7 @@ class Parts:
     """What an agent is made of; tests put their own in.
 
     Attributes:
+        probing: probes of ours: tags readings, starts, hands on results.
         watchers: who looks at every reading beside the fold; recorder and newest do too.
         suspicion: fails values that cannot be, before anybody counts them.
         dcgm: completes readings of cards that have no GPM; None: switched off.
@@ -43,6 +46,8 @@ class Parts:
     jobs: JobTable
     allocation: Allocation
     ceilings: Ceilings
+    calibrations: Calibrations
+    probing: Probing
     watchers: tuple[Watcher, ...] = ()
     suspicion: Suspicion = field(default_factory=Suspicion)
     recorder: Recorder = field(default_factory=Recorder)
@@ -78,6 +83,8 @@ def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
         jobs=JobTable(environments.labels),
         allocation=build_allocation(config, environments, clock),
         ceilings=Ceilings(config.data),
+        calibrations=Calibrations(config.data),
+        probing=Probing(config, clock),
         watchers=(Onset(),),
         dcgm=None
         if config.dcgm.enabled == "off"

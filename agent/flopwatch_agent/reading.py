@@ -82,6 +82,7 @@ class Device:
         kind: ``gpu`` or ``cpu``.
         sku: the full NVML name; None when the driver does not say.
         sm_count: streaming multiprocessors, from the device and not from a table.
+        driver_version: of the driver that reads it; its counters are calibrated under that one.
         instances: UUIDs of the MIG devices on it; empty where MIG is off.
         instance_weights: of each, its part of the card: slices of the MIG device over slices of the
             card. They may sum to less than 1: the rest is cut for nobody.
@@ -95,6 +96,7 @@ class Device:
     minor: int | None = None
     sm_count: int | None = None
     clock_mhz_max: float | None = None
+    driver_version: str | None = None
     instances: tuple[str, ...] = ()
     instance_weights: tuple[float, ...] = ()
 
@@ -118,6 +120,10 @@ class Share:
             weight and activity, and adds a FREE share for every instance that no share names. None: a
             part of the whole card. Any other text only tells shares of one job apart.
         model_flops_total: counter of model FLOPs this job declared for this card; None: no declaration.
+        counters: column of the row → the job's counter of it for this card: steps, tokens and the like.
+        waits_for: new processes, one of which must be there at the next reading too: otherwise the share is
+            void from its beginning. Empty: it holds anyway.
+        otherwise: who holds the card where all its shares are void.
     """
 
     bucket: Bucket
@@ -134,6 +140,9 @@ class Share:
     resident: bool | None = None
     instance: str | None = None
     model_flops_total: float | None = None
+    counters: Mapping[str, float] | None = None
+    waits_for: frozenset[int] = frozenset()
+    otherwise: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +160,8 @@ class Reading:
         disagreement: why cycle counters that the card has are not believed; None: nothing against them.
         instances: MIG device → the fields that are its own, as ratios of its own SMs; what it leaves out
             is the card's.
+        probed_ns: boottime at which a probe of ours was last on the device (`probing.tags`); None: not
+            since the reading before.
     """
 
     device: Device
@@ -163,3 +174,4 @@ class Reading:
     method: str = "gpm"
     disagreement: str | None = None
     instances: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    probed_ns: int | None = None

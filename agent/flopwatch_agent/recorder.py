@@ -98,12 +98,10 @@ class _Track:
                 continue
             self._bases[name] = float(value) if name.endswith("_total") else 0.0
         self._columns = tuple(self._bases.items())
-        if before < len(self._columns) and self.taken_unix_ms:
-            more = array("f", [_NAN]) * (len(self._columns) - before)
-            rows = (self._rows[i : i + before] for i in range(0, len(self._rows), before or 1))
-            self._rows = array("f")
-            for row in rows if before else [array("f")] * len(self.taken_unix_ms):
-                self._rows += row + more
+        width = len(self._columns)
+        narrow, self._rows = self._rows, array("f", [_NAN]) * (width * len(self.taken_unix_ms))
+        for i in range(len(self.taken_unix_ms)):
+            self._rows[i * width : i * width + before] = narrow[i * before : (i + 1) * before]
 
     def held_bytes(self) -> int:
         return len(self.taken_unix_ms) * (8 + 4 * len(self._columns))

@@ -7,6 +7,9 @@ Both lie beside the socket of the jobs. The end counts on CLOCK_BOOTTIME of one 
 clock and no forgotten file keeps a window open, and `SECONDS_MAX` bounds what anybody can ask for. Only a
 file of root's or of the agent's own user is believed. ``flopwatch agent release`` writes the one and waits
 for the other; SIGUSR1 writes the one.
+
+systemd empties that directory when the agent stops. So the agent keeps a request that it honours among its
+own data as well, and one that starts while the window is open puts it back: a restart takes no card.
 """
 
 from __future__ import annotations
@@ -39,7 +42,11 @@ def boottime_seconds() -> float:
 
 
 class Window:
-    """The two files. Times are CLOCK_BOOTTIME in seconds."""
+    """The two files. Times are CLOCK_BOOTTIME in seconds.
+
+    Args:
+        kept: where the agent keeps a request that it honours; None: nowhere, as for who only asks.
+    """
 
     def __init__(
         self,
@@ -47,11 +54,17 @@ class Window:
         *,
         now: Callable[[], float] = boottime_seconds,
         boot: str | None = None,
+        kept: Path | None = None,
     ) -> None:
         self.path = path
         self._held = path.with_name(path.name + ".held")
         self._now = now
         self._boot = boot_id() if boot is None else boot
+        self._kept = kept
+        # Where only the request is missing, somebody has taken it back.
+        if kept is not None and not (path.exists() or self.is_held) and (line := _read(kept)):
+            with contextlib.suppress(OSError):
+                _write(path, line)
 
     # ---- who asks
 
@@ -105,13 +118,17 @@ class Window:
     def answer(self, word: str) -> None:
         """Say what was made of the request that is there."""
         with contextlib.suppress(OSError):
-            _write(self._held, f"{_read(self.path)} {word}")
+            line = _read(self.path)
+            _write(self._held, f"{line} {word}")
+            if self._kept is not None:
+                _write(self._kept, line)
 
     def close(self) -> None:
-        """Take both files away: the window is over."""
-        for path in (self.path, self._held):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        """Take the files away: the window is over."""
+        for path in (self.path, self._held, self._kept):
+            if path is not None:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def _read(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,9 @@ PROBE_SECONDS: Final = 1.0
 
 DRAIN_SECONDS: Final = 10.0
 """After Drain, how long acknowledgements are still awaited."""
+
+PATIENCE_SECONDS: Final = 1.0
+"""How long the writer waits for a disk that stalls before it goes on without it."""
 
 _REJECT_CODES: Final = ("bad_hash", "bad_payload", "bad_rows", "too_large", "identity")
 
@@ -50,14 +54,18 @@ class Session:
         self._spool_id = stream.spool.spool_id
         self._welcome: pb.Welcome | None = None
         self._hello_unix_ns = 0
+        self._oldest_unix_ms = 0
         self._ended = False
-        self._sent_seq = stream.spool.state.acked_seq
+        self._acked_seq = self._sent_seq = stream.spool.state.acked_seq
         self._in_flight: list[tuple[int, int]] = []
+        self._fetching: asyncio.Task[list[pb.AgentFrame]] | None = None
+        self._fetched_for: tuple[int, float | None] = (0, None)
         self._passed: set[int] = set()
         self._credit_batches = 0
         self._credit_bytes = 0
         self._resume_at: float | None = None
-        self._status_at = 0.0
+        self._status_at = -math.inf
+        self._driver_state_told: str | None = None
         self.reconnect_seconds: float | None = None
         self.said_goodbye = False
         self.error = ""
@@ -79,6 +87,8 @@ class Session:
             if self.said_goodbye:
                 await asyncio.wait({reader}, timeout=2.0)
         finally:
+            if self._fetching is not None:
+                self._fetching.cancel()
             reader.cancel()
             await asyncio.wait({reader})
             await call.close()
@@ -127,9 +137,8 @@ class Session:
         self._welcome = welcome
         self._credit_batches = welcome.credit_batches
         self._credit_bytes = welcome.credit_bytes or self._stream.window.bytes_max
+        self._oldest_unix_ms = welcome.oldest_start_unix_ms
         self._stream.welcomed(welcome, self._hello_unix_ns)
-        if welcome.oldest_start_unix_ms > 0:
-            self._stream.spool.drop_older_than(welcome.oldest_start_unix_ms)
 
     def _take_ack(self, ack: pb.Ack) -> None:
         self._credit_batches = ack.credit_batches
@@ -146,22 +155,24 @@ class Session:
         rejects = self._stream.counters.rejects
         rejects[code] = rejects.get(code, 0) + 1
         _log.warning("batch_rejected", seq=reject.seq, code=reject.code, text=reject.message)
-        if self._stream.spool.state.acked_seq < reject.seq <= self._sent_seq:
+        if self._acked_seq < reject.seq <= self._sent_seq:
             self._passed.add(reject.seq)
-            self._pass(self._stream.spool.state.acked_seq, 0)
+            self._pass(self._acked_seq, 0)
 
     def _pass(self, through_seq: int, stored_rows: int) -> None:
         """Move the watermark, over rejected batches too."""
-        through_seq = max(through_seq, self._stream.spool.state.acked_seq)
+        through_seq = max(through_seq, self._acked_seq)
         while through_seq + 1 in self._passed:
             through_seq += 1
+        self._acked_seq = through_seq
         self._passed = {seq for seq in self._passed if seq > through_seq}
         self._in_flight = [(seq, size) for seq, size in self._in_flight if seq > through_seq]
-        self._stream.acknowledged(through_seq, stored_rows)
+        if self._stream.spool.spool_id == self._spool_id:
+            self._stream.acknowledged(through_seq, stored_rows)
 
     def _take_back(self, seconds: float) -> None:
         """Hold everything that is not acknowledged and send it again after the wait."""
-        self._sent_seq = self._stream.spool.state.acked_seq
+        self._sent_seq = self._acked_seq
         self._in_flight.clear()
         self._passed.clear()
         self._resume_at = self._stream.clock.monotonic_seconds() + seconds
@@ -198,13 +209,8 @@ class Session:
 
     async def _send_batches(self, call: Call) -> None:
         """Send as much as credits and the window allow."""
-        stream = self._stream
         while not self._ended and self.reconnect_seconds is None:
-            batches = min(self._credits(), stream.window.batches_max) - len(self._in_flight)
-            size_max = min(self._credit_bytes, stream.window.bytes_max)
-            size = size_max - sum(size for _, size in self._in_flight)
-            alone = not self._in_flight
-            frames = stream.spool.pending(self._sent_seq, batches, size, at_least_one=alone)
+            frames = await self._fetch()
             if not frames:
                 return
             for frame in frames:
@@ -212,6 +218,38 @@ class Session:
                 self._in_flight.append((self._sent_seq, frame.ByteSize()))
             for frame in frames:
                 await call.write(frame)
+
+    async def _fetch(self) -> list[pb.AgentFrame]:
+        """Return what may be sent now; nothing where the disk stalls, and the writer is woken later."""
+        stream = self._stream
+        credits = self._credits()
+        if self._fetching is None:
+            batches = min(credits, stream.window.batches_max) - len(self._in_flight)
+            if batches < 1:
+                return []
+            size_max = min(self._credit_bytes, stream.window.bytes_max)
+            size = size_max - sum(size for _, size in self._in_flight)
+            self._fetching = asyncio.create_task(self._read_spool(batches, size))
+            self._fetched_for = self._sent_seq, self._resume_at
+        await asyncio.wait({self._fetching}, timeout=PATIENCE_SECONDS)
+        if not self._fetching.done():
+            self._fetching.add_done_callback(lambda _: stream.wake())
+            return []
+        frames, self._fetching = self._fetching.result(), None
+        if self._fetched_for != (self._sent_seq, self._resume_at):
+            stream.wake()  # taken back meanwhile: what was asked for is not what comes next
+            return []
+        return frames
+
+    async def _read_spool(self, batches_max: int, bytes_max: int) -> list[pb.AgentFrame]:
+        spool, after_seq, alone = self._stream.spool, self._sent_seq, not self._in_flight
+        if self._oldest_unix_ms > 0:
+            # What the collector keeps no more becomes a gap before anything is sent.
+            await spool.aside(spool.drop_older_than, self._oldest_unix_ms)
+            self._oldest_unix_ms = 0
+        return await spool.aside(
+            spool.pending, after_seq, batches_max, bytes_max, at_least_one=alone
+        )
 
     def _credits(self) -> int:
         """Return how many batches may be in flight; one to probe, after a wait."""
@@ -238,8 +276,16 @@ class Session:
         return min(waits)
 
     async def _send_status(self, call: Call) -> None:
-        now = self._stream.clock.monotonic_seconds()
-        backlog = self._stream.spool.pending_batches - len(self._in_flight)
-        if backlog >= BACKLOG_BATCHES and now >= self._status_at:
-            self._status_at = now + self._stream.status_seconds
-            await call.write(self._stream.status())
+        """Send the picture of now where it is time for it."""
+        stream = self._stream
+        now, pending = stream.clock.monotonic_seconds(), stream.spool.pending_batches
+        backlog = pending - len(self._in_flight) >= BACKLOG_BATCHES
+        changed = stream.driver_state != self._driver_state_told
+        seconds = stream.status_seconds if backlog or changed else stream.idle_status_seconds
+        if pending and not backlog:
+            seconds += stream.status_seconds  # on its way: the picture after it is the truer one
+        if now - self._status_at < seconds:
+            return
+        self._status_at = now
+        self._driver_state_told = stream.driver_state
+        await call.write(await stream.status(backlog=backlog))

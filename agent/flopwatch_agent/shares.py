@@ -7,7 +7,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Final
 
-from flopwatch_agent.reading import Device, Share
+from flopwatch_agent.reading import Device, Reading, Share
 from flopwatch_proto.rows import Bucket
 
 _FREE: Final = (Share(bucket=Bucket.FREE),)
@@ -19,26 +19,38 @@ identity = attrgetter(
 Holder = tuple[str | None, str | None]
 """(job, instance): what tells the shares of a card apart."""
 
-Finals = Mapping[Holder, float]
-"""(job, instance) → the last value of a counter of model FLOPs whose share has just ended."""
+Counters = Mapping[str, float]
+"""Column of the row → the job's counter of it."""
+
+Finals = Mapping[Holder, Counters]
+"""(job, instance) → the last value of the counters of a job whose share has just ended."""
 
 
-def declared(held: Sequence[Share], now: Sequence[Share], finals: Finals) -> dict[Holder, float]:
-    """Return the model FLOPs declared between two readings, by (job, instance)."""
-    result: dict[Holder, float] = {}
+def declared(
+    held: Sequence[Share], now: Sequence[Share], finals: Finals
+) -> dict[Holder, dict[str, float]]:
+    """Return what jobs counted between two readings, by (job, instance) and column."""
+    result: dict[Holder, dict[str, float]] = {}
     for share in held:
-        start = share.model_flops_total
+        start = _counters(share)
         if start is None:
             continue
         key = (share.job, share.instance)
-        end = finals.get(key)
+        ends = dict(finals.get(key, {}))
         for other in now:
-            if (other.job, other.instance) == key and other.model_flops_total is not None:
-                end = other.model_flops_total
-        # A fall is a restart of the counter; 0 ≤ also refuses what is not a number.
-        if end is not None and 0.0 <= end - start < float("inf"):
-            result[key] = end - start
+            if (other.job, other.instance) == key:
+                ends.update(_counters(other) or {})
+        # A column that was not there yet began at zero. A fall is a restart of the counter; 0 ≤ also
+        # refuses what is not a number.
+        counted = {column: end - start.get(column, 0.0) for column, end in ends.items()}
+        result[key] = {c: amount for c, amount in counted.items() if 0.0 <= amount < float("inf")}
     return result
+
+
+def _counters(share: Share) -> Counters | None:
+    if share.model_flops_total is None:
+        return share.counters
+    return {**(share.counters or {}), "model_flops": share.model_flops_total}
 
 
 def whole(shares: Sequence[Share], device: Device) -> tuple[Share, ...]:
@@ -57,6 +69,20 @@ def whole(shares: Sequence[Share], device: Device) -> tuple[Share, ...]:
     elif total < 1.0 - 1e-6:
         held.append(Share(bucket=Bucket.FREE, weight=1.0 - total, source=held[0].source))
     return tuple(_distinct(held))
+
+
+def confirmed(shares: tuple[Share, ...], reading: Reading) -> tuple[Share, ...]:
+    """Return who held the card until a reading: without those whose new processes it does not show."""
+    if not any(share.waits_for for share in shares):
+        return shares
+    there = {process.pid for process in reading.processes or ()}
+    held = [s for s in shares if not s.waits_for or not s.waits_for.isdisjoint(there)]
+    if len(held) == len(shares):
+        return shares
+    if not held:
+        return whole(shares[0].otherwise, reading.device)
+    total = sum(share.weight for share in held)
+    return tuple(replace(share, weight=share.weight / total) for share in held)
 
 
 def _by_instance(shares: Sequence[Share], weights: Mapping[str, float]) -> Sequence[Share]:

@@ -28,9 +28,11 @@ Without a directory the spool is memory only: simulated nodes use it.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -56,11 +58,12 @@ _CHUNK: Final = (256, 4 * 1024 * 1024)
 _MEMORY_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
+_Answer = TypeVar("_Answer")
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _alone(method: _Method) -> _Method:
-    """One call at a time: an append in a thread, whose disk is slow, and the loop that reads."""
+    """One call at a time: an append in its thread, whose disk is slow, and what `aside` does."""
 
     @functools.wraps(method)
     def locked(self: Spool, *args: Any, **kwargs: Any) -> Any:
@@ -73,8 +76,9 @@ def _alone(method: _Method) -> _Method:
 class Spool:
     """See the module.
 
-    One event loop owns it, and may append in a thread (``asyncio.to_thread``), so that a disk that stalls
-    does not hold up the readings. Calls wait for each other; properties never wait.
+    One event loop owns it. Verbs wait for the disk and for each other, so a loop that must go on calls
+    them in a thread: `append` in one of its own, the others by `aside`. Properties and `take_notices`
+    never wait.
     """
 
     def __init__(self, store: Store, state: State, limits: SpoolLimits) -> None:
@@ -83,6 +87,7 @@ class Spool:
         self._limits = limits
         self._sent_seq = 0
         self._lock = threading.RLock()
+        self._thread = ThreadPoolExecutor(1, "spool-aside") if isinstance(store, Home) else None
 
     @classmethod
     def open(
@@ -157,16 +162,22 @@ class Spool:
         records = self._read(self._state.acked_seq, 1, 0)
         return records[0].first_unix_ms if records else 0
 
-    @_alone
     def take_notices(self) -> list[tuple[str, str]]:
         """Return and forget (kind, text) of what befell the spool, for events and the log."""
         if not isinstance(self._store, Home):
             return []
-        notices = list(self._store.notices)
-        self._store.notices.clear()
-        return notices
+        # One by one and without the lock: an append that stalls may add another meanwhile.
+        notices = self._store.notices
+        return [notices.popleft() for _ in range(len(notices))]
 
     # ---- the verbs --------------------------------------------------------------------------
+
+    async def aside(self, verb: Callable[..., _Answer], *args: Any, **kwargs: Any) -> _Answer:
+        """Return what a verb of this spool returns, without holding up the loop while the disk stalls."""
+        call = functools.partial(verb, *args, **kwargs)
+        if self._thread is None:
+            return call()
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     @_alone
     def append(self, payload: pb.Payload) -> int:
@@ -227,9 +238,10 @@ class Spool:
             lambda r: r.rows > 0 and r.last_unix_ms <= oldest_start_unix_ms, "too_old", 0
         )
 
-    @_alone
     def close(self) -> None:
-        """Release the files."""
+        """Release the files, when what runs aside has ended."""
+        if self._thread is not None:
+            self._thread.shutdown()
         self._store.close()
 
     # ---- losses -----------------------------------------------------------------------------

@@ -13,8 +13,11 @@ Rules
 - An Ack is the watermark. A permanent Reject is counted and passes it; ``retry_after_ms`` takes back what
   was not acknowledged and probes with one batch after the wait.
 - A new interval is sent ``hash(node_id) mod send_spread_ms`` after the boundary, so that a fleet does not
-  speak at once; a backlog is not held back. Beside a backlog goes a Status with the newest rows.
-- One task reads for the call's life, one writes; neither is cancelled in the middle of an operation.
+  speak at once; a backlog is not held back.
+- Once a minute, and when the driver's state is another, goes a Status of a few bytes: how the driver does
+  and what waits in the spool. Beside a backlog it goes every 10 s and carries the newest rows.
+- One task reads for the call's life, one writes; neither is cancelled in the middle of an operation, and
+  neither waits for the disk: acknowledgements that come while it stalls become one.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import structlog
 
 from flopwatch_agent.channel import BROKEN, Channel, Refusal
 from flopwatch_agent.clock import Clock, SystemClock, wall_unix_ms
-from flopwatch_agent.session import Session, Window
+from flopwatch_agent.session import PATIENCE_SECONDS, Session, Window
 from flopwatch_agent.spool import Spool
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -94,9 +97,11 @@ class Stream:
         random: of the jitter; tests pass a seeded one.
         channel: makes a channel to the target; the stream closes it after each session.
         interval_ms: the grid of the send spread.
+        status_seconds, idle_status_seconds: between two Status, beside a backlog and without one.
 
     Attributes:
         on_capture: takes requests for readings; None: they are ignored, and counted.
+        driver_state: as last told.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Stream:
         backoff: Backoff | None = None,
         interval_ms: int = 10_000,
         status_seconds: float = 10.0,
+        idle_status_seconds: float = 60.0,
         welcome_seconds: float = 15.0,
     ) -> None:
         self.target = target
@@ -121,6 +127,7 @@ class Stream:
         self.window = window or Window()
         self.interval_ms = interval_ms
         self.status_seconds = status_seconds
+        self.idle_status_seconds = idle_status_seconds
         self.welcome_seconds = welcome_seconds
         self.counters = Counters()
         self.goodbye_frame: pb.Goodbye | None = None
@@ -128,8 +135,10 @@ class Stream:
         self._random = random or random_module.Random()
         self._channel = channel
         self._backoff = backoff or Backoff()
+        self.driver_state = ""
         self._newest = pb.IntervalRows()
-        self._driver_state = ""
+        self._through_seq = 0
+        self._forgetting: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._said_goodbye = asyncio.Event()
@@ -142,8 +151,8 @@ class Stream:
         self._wake.set()
 
     def tell(self, newest: pb.IntervalRows, driver_state: str) -> None:
-        """Keep the newest rows for the Status that goes beside a backlog."""
-        self._newest, self._driver_state = newest, driver_state
+        """Keep what Status says: the driver's state, and the newest rows where there is a backlog."""
+        self._newest, self.driver_state = newest, driver_state
 
     async def drained(self) -> None:
         """Return when everything in the spool is acknowledged; nothing is held back meanwhile."""
@@ -238,19 +247,24 @@ class Stream:
             )
         )
 
-    def status(self) -> pb.AgentFrame:
-        """Return the picture of now."""
+    async def status(self, *, backlog: bool) -> pb.AgentFrame:
+        """Return the picture of now; only beside a backlog it has the newest rows, and how old it is."""
         state = self.spool.state
+        oldest_unix_ms = 0
+        if backlog:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    oldest_unix_ms = await self.spool.aside(self.spool.oldest_unix_ms)
         return pb.AgentFrame(
             status=pb.Status(
                 taken_unix_ms=wall_unix_ms(self.clock),
                 spool_batches=self.spool.pending_batches,
                 spool_bytes=self.spool.pending_bytes,
-                spool_oldest_unix_ms=max(0, self.spool.oldest_unix_ms()),
+                spool_oldest_unix_ms=max(0, oldest_unix_ms),
                 rows_produced=state.produced_rows,
                 rows_dropped=state.dropped_rows,
-                driver_state=self._driver_state,
-                newest=self._newest,
+                driver_state=self.driver_state,
+                newest=self._newest if backlog else None,
             )
         )
 
@@ -266,11 +280,20 @@ class Stream:
         _log.info("stream_connected", target=self.target, session=welcome.session)
 
     def acknowledged(self, through_seq: int, stored_rows: int) -> None:
-        """Pass what the collector holds to the spool."""
-        before = self.spool.state.acked_seq
-        self.spool.acknowledge(through_seq)
-        self.counters.acked_batches += self.spool.state.acked_seq - before
+        """Let the spool forget what the collector holds, as soon as the disk takes it."""
         self.counters.acked_rows += stored_rows
+        self._through_seq = through_seq
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = asyncio.create_task(self._forget())
+
+    async def _forget(self) -> None:
+        """Pass the newest watermark on until the spool stands there."""
+        spool, spool_id = self.spool, self.spool.spool_id
+        # A spool that is drained may move to a file, whose numbers are others.
+        while spool.spool_id == spool_id and spool.state.acked_seq < self._through_seq:
+            before, through_seq = spool.state.acked_seq, self._through_seq
+            await spool.aside(spool.acknowledge, through_seq)
+            self.counters.acked_batches += through_seq - before
         self._changed.set()
 
     def captured(self, capture: pb.CaptureRequest) -> None:
@@ -293,8 +316,10 @@ class Stream:
 
     async def woken(self, seconds: float) -> None:
         """Return when woken, or after that many seconds."""
+        # Not by `wait_for`: that forgets to be cancelled where it is woken at the same moment.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wake.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
         self._wake.clear()
 
 

@@ -19,12 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from flopwatch_agent.rates import Rates
+from flopwatch_agent.rates import PIPES, Rates
 from flopwatch_proto.codec import Value
 from flopwatch_proto.rows import Absence
 
 _RATIO_MAX: Final = 2.0  # a MIG instance was seen at 1.29 of "its" SMs; beyond twice it is a bug
 _VALUE_MAX: Final = 1e30  # larger than any counter of any device
+
+_NOISE_MS: Final = 1e-6  # what subtracting leaves
+_REFUSED: Final = (Absence.FAILED, Absence.FAILED)
 
 _RATIO, _RATE, _COUNTER, _GAUGE = range(4)
 
@@ -109,8 +112,7 @@ class Increment:
         failed: fields whose reading failed.
         covered: the driver answered.
         counted: S, A and the SM clock are all known.
-        imma_known: the integer pipe's share is known.
-        dfma_known: the double-precision pipe's share is known.
+        unknown: tensor pipes whose own share is not known.
         method: of the newer reading.
     """
 
@@ -119,8 +121,7 @@ class Increment:
     failed: set[str] = field(default_factory=set)
     covered: bool = False
     counted: bool = False
-    imma_known: bool = True
-    dfma_known: bool = True
+    unknown: frozenset[str] = frozenset()
     method: str = "gpm"
 
 
@@ -171,6 +172,18 @@ def increment(
     return step
 
 
+_PIPES: Final = tuple((pipe, f"{pipe}_active_ms") for pipe in PIPES)
+_REAL: Final = frozenset({"energy_joules", "ecc_corrected_count", "ecc_uncorrected_count"})
+
+
+def probing(step: Increment, span_ms: float) -> Increment:
+    """Return what is left of time with a probe of ours on the card: joules, errors, and its length."""
+    step.amounts = {name: amount for name, amount in step.amounts.items() if name in _REAL}
+    step.amounts["probing_ms"] = span_ms
+    step.counted = False
+    return step
+
+
 def _activity(step: Increment, now: Mapping[str, Value], span_ms: float) -> None:
     """Add S, A and the clock, and where all three are known their products."""
     sm = _known(step, now, "sm_active_ratio", _RATIO_MAX)
@@ -192,11 +205,12 @@ def _activity(step: Increment, now: Mapping[str, Value], span_ms: float) -> None
     amounts["_sm_mhz_ms"] = sm * mhz * span_ms
     amounts["_tensor_mhz_ms"] = tensor * mhz * span_ms
     dmma_ms = amounts.get("_dmma_active_ms")
-    step.imma_known = "imma_active_ms" in amounts
-    step.dfma_known = "dfma_active_ms" in amounts or dmma_ms is not None
     left_ms = amounts["tensor_active_ms"]
-    for pipe, also_ms in (("imma", None), ("dfma", dmma_ms)):
-        part_ms = min(max(amounts.get(f"{pipe}_active_ms", 0.0), also_ms or 0.0), left_ms)
+    for pipe, column in _PIPES:
+        also_ms = dmma_ms if pipe == "dfma" else None
+        if column not in amounts and also_ms is None:
+            step.unknown |= {pipe}
+        part_ms = min(max(amounts.get(column, 0.0), also_ms or 0.0), left_ms)
         if part_ms > 0.0:
             amounts[f"_{pipe}_ms"] = part_ms
             amounts[f"_{pipe}_mhz_ms"] = part_ms * mhz
@@ -227,15 +241,14 @@ class Sums:
     __slots__ = (
         "counted_ms",
         "covered_ms",
-        "dfma_known",
         "duration_ms",
         "failed",
-        "imma_known",
         "maxima",
         "method",
         "resident_ms",
         "silent",
         "totals",
+        "unknown",
     )
 
     def __init__(self) -> None:
@@ -248,8 +261,7 @@ class Sums:
         self.failed: set[str] = set()
         self.silent = False
         self.method = "none"
-        self.imma_known = True
-        self.dfma_known = True
+        self.unknown: frozenset[str] = frozenset()
 
     def add(self, step: Increment, part_ms: int, ratio: float, *, resident: bool) -> None:
         """Add a part of an increment.
@@ -279,8 +291,7 @@ class Sums:
             self.counted_ms += part_ms
             if self.method == "none" or _TRUST.get(step.method, 0) < _TRUST.get(self.method, 0):
                 self.method = step.method
-            self.imma_known &= step.imma_known
-            self.dfma_known &= step.dfma_known
+            self.unknown |= step.unknown
 
     def absence(self, name: str, last: Mapping[str, Value]) -> Absence:
         """Return why a field gave no value; `last` is what the driver last said."""
@@ -344,24 +355,32 @@ class Sums:
             lo = tensor_mhz_ms / rates.max_mhz * flops_per_ms if rates.max_mhz else 0.0
             hi = max(lo, tensor_ms * flops_per_ms)
         result["u_lo_flops"], result["u_hi_flops"] = lo, hi
+        # u is a share of the row's own peak and takes no kappa: what a kappa far from 1 tells of (a wrong
+        # rate, number of SMs or map of dtypes) is no part of A·f/f_ref, and its spread is in the bounds.
+        found = None if rates.kappa is None else (lo * rates.kappa, hi * rates.kappa)
         if not declared:
-            lo, hi = self._hardware(rates, weight, tensor_mhz_ms, tensor_ms)
-        result["hardware_lo_flops"], result["hardware_hi_flops"] = lo, hi
+            found = self._hardware(rates, weight, tensor_mhz_ms, tensor_ms)
+        result["hardware_lo_flops"], result["hardware_hi_flops"] = found or _REFUSED
 
     def _hardware(
         self, rates: Rates, weight: float, other_mhz_ms: float, other_ms: float
-    ) -> tuple[float, float]:
+    ) -> tuple[float, float] | None:
+        """Return bounds; None where a dtype that may have run has a calibration that is refused."""
         lo = hi = 0.0
-        for name, pipe in (("imma", rates.imma), ("dfma", rates.dfma)):
+        for name, pipe in rates.pipes.items():
             active_ms = self.totals.get(f"_{name}_ms", 0.0) * weight
-            if active_ms and pipe is not None:
+            if active_ms:
+                if pipe.refused:
+                    return None
                 active_mhz_ms = self.totals[f"_{name}_mhz_ms"] * weight
                 pipe_lo, pipe_hi = pipe.bounds(active_mhz_ms, active_ms)
                 lo, hi = lo + pipe_lo, hi + pipe_hi
                 other_ms -= active_ms
                 other_mhz_ms -= active_mhz_ms
-        rest = rates.other[self.imma_known, self.dfma_known]
+        rest = rates.other[self.unknown]
         if rest is not None:
+            if rest.refused and other_ms > _NOISE_MS:
+                return None
             rest_lo, rest_hi = rest.bounds(max(0.0, other_mhz_ms), max(0.0, other_ms))
             lo, hi = lo + rest_lo, hi + rest_hi
         return lo, hi

@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 from gpu.check_driver import Findings
+from gpu.check_tensor import told
 from gpu.load_child import die_with_parent
 from gpu.result import Context
 from gpu.tolerances import judge
@@ -46,16 +47,12 @@ def probe(context: Context) -> Findings:
         judge(
             "probe's median / the loop's FLOP/s",
             "probe_loop",
-            steady.median_flops / loop if loop else None,
+            steady.median_flops / loop if loop and steady.median_flops else None,
             judged=loop is not None and not context.quick,
         ),
         judge("probe's median / datasheet", "probe_datasheet", steady.of_datasheet, judged=real),
     )
-    return findings, {name: _told(result) for name, result in results.items()} | {"loop": loop}
-
-
-def _told(result: ProbeResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in result.__struct_fields__ if name != "device"}
+    return findings, {name: told(result) for name, result in results.items()} | {"loop": loop}
 
 
 def _loop_flops(context: Context, result: ProbeResult) -> float | None:
@@ -63,7 +60,7 @@ def _loop_flops(context: Context, result: ProbeResult) -> float | None:
     phases = context.earlier.get("gemm-bf16", {}).get("phases", [])
     rates = {tuple(p["shape"]): p.get("achieved_by_host_flops") for p in phases}
     known = [rate for rate in rates.values() if rate]
-    return rates.get(tuple(result.shape)) or max(known, default=None)
+    return rates.get(tuple(result.shape or ())) or max(known, default=None)
 
 
 def agent_cost(context: Context) -> Findings:

@@ -21,7 +21,7 @@ from flopwatch_agent.sources.nvml import NvmlSource
 from flopwatch_kernels import peaks
 from flopwatch_proto.rows import Absence, Bucket
 
-FULL_DTYPES: Final = ("bf16", "fp8", "fp16", "tf32")
+FULL_DTYPES: Final = ("bf16", "fp8", "fp16")
 """Measured with every shape; the others with one, for their counters."""
 
 _PIPES: Final = {
@@ -44,7 +44,7 @@ class Pace:
     period_seconds: float
 
 
-_FULL: Final = Pace(phase_seconds=10.5, settle_seconds=1.5, period_seconds=1.0)
+_FULL: Final = Pace(phase_seconds=5.0, settle_seconds=1.0, period_seconds=0.5)
 _SHORT: Final = Pace(phase_seconds=6.5, settle_seconds=1.5, period_seconds=0.5)
 _QUICK: Final = Pace(phase_seconds=1.8, settle_seconds=0.3, period_seconds=0.25)
 
@@ -172,6 +172,7 @@ def _phase(
     clock, highest = values["sm_clock_mhz"], context.the_card.clock_mhz_max
     findings = [
         judge(f"{name}: kappa (known / counted FLOPs)", "kappa", values["kappa"]),
+        judge(f"{name}: counted - known, of the datasheet", "points", _points(values)),
         judge(f"{name}: SM active", "sm_active", values["sm_active_ratio"]),
         judge(f"{name}: SM clock", "clock", clock / highest if clock and highest else None),
         judge(f"{name}: energy / ∫ power", "energy", values["energy_over_power"]),
@@ -231,6 +232,11 @@ def _rates(
         "throttled_power_ms": totals.get("throttled_power_ms"),
         "temperature_celsius": max(_numbers(readings, "temperature_celsius"), default=None),
     }
+
+
+def _points(values: Mapping[str, Any]) -> float | None:
+    counted, known = values["hfu"], values["achieved_of_datasheet"]
+    return None if counted is None or known is None else float(counted - known)
 
 
 _ACTIVITIES: Final = (

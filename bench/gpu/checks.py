@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from gpu import check_cost, check_counters, check_driver, check_gemm, check_training
+from gpu import (
+    check_bandwidth,
+    check_calibration,
+    check_ceiling,
+    check_cost,
+    check_counters,
+    check_driver,
+    check_gemm,
+    check_tensor,
+    check_training,
+)
 from gpu.check_driver import Findings
 from gpu.result import Context
 
@@ -52,6 +62,18 @@ CHECKS: Final = (
         run=check_counters.cycles,
     ),
     Check(
+        name="tensor",
+        about="the tensor pipes on registers, by our own kernels",
+        deadline_seconds=90.0,
+        run=check_tensor.tensor,
+    ),
+    Check(
+        name="bandwidth",
+        about="memory, by our own kernels",
+        deadline_seconds=30.0,
+        run=check_bandwidth.bandwidth,
+    ),
+    Check(
         name="nobody",
         about="counters without privileges",
         deadline_seconds=30.0,
@@ -59,6 +81,24 @@ CHECKS: Final = (
     ),
     _gemm("fp8"),
     Check(name="probe", about="the probe's ceiling", deadline_seconds=130.0, run=check_cost.probe),
+    Check(
+        name="calibration",
+        about="kappa and pipes as the product finds them",
+        deadline_seconds=75.0,
+        run=check_calibration.calibration,
+    ),
+    Check(
+        name="screens",
+        about="corruption screens, and an element made wrong",
+        deadline_seconds=60.0,
+        run=check_ceiling.screens,
+    ),
+    Check(
+        name="ceiling",
+        about="the library's ceiling beside the best published",
+        deadline_seconds=60.0,
+        run=check_ceiling.ceiling,
+    ),
     _gemm("int8"),
     _gemm("fp64"),
     Check(
@@ -80,6 +120,18 @@ CHECKS: Final = (
         about="training with the agent and without",
         deadline_seconds=150.0,
         run=check_training.training,
+    ),
+    Check(
+        name="fma",
+        about="multiply-adds on registers, by our own kernels",
+        deadline_seconds=30.0,
+        run=check_tensor.fma,
+    ),
+    Check(
+        name="transfer",
+        about="PCIe copies and launches",
+        deadline_seconds=45.0,
+        run=check_bandwidth.transfer,
     ),
     _gemm("fp16"),
     _gemm("tf32"),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,8 +24,14 @@ from gpu.result import Context
 
 from flopwatch_kernels import peaks
 
-SHAPES: Final = ((8192, 8192, 8192), (4096, 16384, 4096), (2048, 2048, 13312))
-"""(m, n, k): a cube, a flat one, and the fastest of a published search on H100."""
+SHAPES: Final = (
+    (8192, 8192, 8192),
+    (4096, 16384, 4096),
+    (2048, 2048, 13312),
+    (4096, 4096, 4096),
+    (16384, 4096, 8192),
+)
+"""(m, n, k): a cube, a flat one, the fastest of a published search on H100, a small and a tall one."""
 
 _FAKE_ACTIVE: Final = 0.8
 _FAKE_CLOCK_MHZ: Final = 1755.0
@@ -211,6 +218,8 @@ def write_script(context: Context, dtype: str | None) -> None:
     lines = device(
         0,
         gpm=gpm,
+        # A name of its own: a probe locks its card against every other process of this machine.
+        uuid=f"GPU-{uuid.uuid5(uuid.NAMESPACE_URL, context.fake.script)}",
         sm_clock_mhz=mhz,
         power_milliwatts=650_000 if busy else 72_000,
         util_gpu=100 if busy else 0,

@@ -37,6 +37,12 @@ TOLERANCES: Final = {
         why="known / counted FLOPs is 0.97 to 1.00 with tiles and tails; outside of 0.90 to 1.05 the peak "
         "table, the scale of a counter or the map of dtypes is wrong, and no absolute figure may go out",
     ),
+    "points": Tolerance(
+        low=-0.02,
+        high=0.02,
+        unit="",
+        why="what is shown of a card is a share of its datasheet, and is to be right within 2 points of it",
+    ),
     "sm_active": Tolerance(
         low=0.85,
         high=1.02,
@@ -88,6 +94,51 @@ TOLERANCES: Final = {
         high=1.0,
         unit="",
         why="the best products published reach 0.51 to 0.87 of datasheet peaks; more than 1 is a wrong peak",
+    ),
+    "tensor_peak": Tolerance(
+        low=0.95,
+        high=1.01,
+        unit="",
+        why="registers feed the tensor pipes without a gap but for the start of a launch of 10 ms; the clock "
+        "is that of the kernel itself, so more than 1 is a wrong peak or a wrong count",
+    ),
+    "fma_peak": Tolerance(
+        low=0.90,
+        high=1.01,
+        unit="",
+        why="as the tensor pipes, with a loop's own instructions between: 2 in 128",
+    ),
+    "bandwidth": Tolerance(
+        low=0.90,
+        high=1.0,
+        unit="",
+        why="copies measured elsewhere reach 0.89 to 0.92 of datasheets, reads a little more",
+    ),
+    "pcie": Tolerance(
+        low=0.75,
+        high=1.0,
+        unit="",
+        why="headers and acknowledgements take 5 to 15 % of a link's raw rate; a lane or a generation lost "
+        "takes half",
+    ),
+    "launch": Tolerance(
+        low=0.5,
+        high=50.0,
+        unit="µs",
+        why="some 5 to 15 µs on a quiet host; virtual machines take longer",
+    ),
+    "published": Tolerance(
+        low=0.98,
+        high=1.10,
+        unit="",
+        why="the same card, library call and shapes as a published search: 2 % for another specimen and "
+        "library; far more than the best would be another peak",
+    ),
+    "intercept": Tolerance(
+        low=-0.02,
+        high=0.02,
+        unit="",
+        why="counters that say nothing where nothing is multiplied; two points are their noise",
     ),
     "cycle_scale": Tolerance(
         low=0.90,

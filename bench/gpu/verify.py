@@ -3,7 +3,7 @@
     bench/gpu/verify [--device cuda:0] [--out DIR] [--only CHECK,…] [--quick]
 
 Needs nothing installed but the modules named in ``MODULES``; the repository's own packages are found
-beside this file. Takes under ten minutes of an otherwise idle card. Exit status: 0 every check ran and
+beside this file. Takes under eight minutes of an otherwise idle card. Exit status: 0 every check ran and
 agrees, 1 some did not, 2 wrong usage, a missing module or no card.
 """
 

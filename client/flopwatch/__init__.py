@@ -6,11 +6,16 @@
     for batch in loader:
         ...
         meter.step(tokens=global_batch_tokens)
+        if step % 1000 == 0:
+            with meter.checkpoint():
+                save(model)
 
 Where the FLOPs are known already: ``flopwatch.meter(flops_per_token=...)`` or ``flops_per_step=``.
+Trainers have hooks: `flopwatch.hooks`; programs that only print, `flopwatch tail`.
 Importing this package imports neither torch nor the command line.
 """
 
 from flopwatch.sdk import Meter, auto, meter
+from flopwatch_kernels.flops import ModelShape
 
-__all__ = ["Meter", "auto", "meter"]
+__all__ = ["Meter", "ModelShape", "auto", "meter"]

@@ -7,17 +7,26 @@ FlopCounterMode counts one forward and one backward pass. Three things keep the 
 - Operators that the counter does not know count zero, silently. So a transformer's forward is compared
   with 2 N per token, and a count below 0.9 of it is refused.
 - The counter takes attention as unmasked (``full``). Where the model's shape is known, the attention
-  part is replaced by the causal half; else the figure is recorded as ``full``.
+  part is replaced by what the causal mask, sliding windows and packed documents leave of it; else the
+  figure is recorded as ``full``.
+- A mixture of experts chooses by data, and some implementations compute every expert and drop most: where
+  the config tells the number of experts and how many a token takes, the formula stands instead.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from flopwatch_kernels.flops import DEFAULT_CONVENTION, ModelShape, train_flops_per_token
+from flopwatch_kernels.flops import (
+    DEFAULT_CONVENTION,
+    Convention,
+    ModelShape,
+    moe_active_parameters,
+    train_flops_per_token,
+)
 from flopwatch_proto.errors import UsageError
 
 COUNT_RATIO_MIN: Final = 0.9
@@ -41,10 +50,15 @@ class Count:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerToken:
-    """Model FLOPs per token and the convention they are counted by."""
+    """Model FLOPs per token and the convention they are counted by.
+
+    Attributes:
+        by_convention: the same by every convention that the shape allows.
+    """
 
     flops: float
     convention: str
+    by_convention: Mapping[str, float] = field(default_factory=dict)
 
 
 def count(model: Any, *inputs: Any) -> Count:
@@ -53,16 +67,19 @@ def count(model: Any, *inputs: Any) -> Count:
     Raises:
         UsageError: the model cannot run without data, or nothing it does can be counted.
     """
+    from torch._subclasses import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
     try:
         shadow, shadow_inputs = to_meta(model), [_tensor_to_meta(value) for value in inputs]
-        with FlopCounterMode(display=False) as forward:
-            outputs = shadow(*shadow_inputs)
-        trained = [tensor for tensor in _tensors(outputs) if tensor.requires_grad]
-        with FlopCounterMode(display=False) as backward:
-            if trained:
-                sum(tensor.float().sum() for tensor in trained).backward()
+        # Fake tensors, as libraries know not to look at the data of a model that is being traced.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            with FlopCounterMode(display=False) as forward:
+                outputs = shadow(*shadow_inputs)
+            trained = [tensor for tensor in _tensors(outputs) if tensor.requires_grad]
+            with FlopCounterMode(display=False) as backward:
+                if trained:
+                    sum(tensor.float().sum() for tensor in trained).backward()
     except Exception as exc:  # any error of any model's own code
         raise UsageError(
             f"auto(): the model does not run on shapes alone ({type(exc).__name__}: {exc}); "
@@ -75,11 +92,11 @@ def count(model: Any, *inputs: Any) -> Count:
             "say flopwatch.meter(flops_per_step=...) instead"
         )
     total = min(forward_flops + backward.get_total_flops(), 3 * forward_flops)
-    attention = _attention(forward)
+    attention = _counted_attention(forward)
     return Count(
         forward=forward_flops,
         total=total,
-        attention=attention + min(_attention(backward), 2 * attention),
+        attention=attention + min(_counted_attention(backward), 2 * attention),
     )
 
 
@@ -89,6 +106,7 @@ def per_token(
     seq_len: int,
     causal: bool = True,
     active_params: float | None = None,
+    document_tokens: Sequence[int] | None = None,
     allow_low_count: bool = False,
 ) -> PerToken:
     """Count a language model's FLOPs per token.
@@ -98,11 +116,16 @@ def per_token(
         seq_len: tokens of one sequence.
         causal: attention looks back only; False for encoders.
         active_params: N that one token passes through, for mixtures of experts; else counted.
+        document_tokens: lengths of the documents packed into one sequence; None: one document.
         allow_low_count: take a count that misses more than a tenth of 2 N.
 
     Raises:
         UsageError: see `count`; or the count is too low to be true.
     """
+    shapes = shapes_of(model, seq_len, document_tokens)
+    routed = active_parameters(model) if active_params is None else None
+    if routed is not None and shapes:
+        return _converted(6.0 * routed, 6.0 * all_parameters(model), shapes, 1.0, causal=causal)
     import torch
 
     ids = torch.zeros(1, seq_len, dtype=torch.int64, device="meta")
@@ -116,18 +139,73 @@ def per_token(
             "Give active_params= for a mixture of experts, allow_low_count=True to take it as it "
             "is, or say flopwatch.meter(flops_per_token=...)"
         )
-    passes = counted.total / counted.forward
-    full = counted.total / seq_len
-    shape = shape_of(model, seq_len)
-    if not causal or shape is None:
-        return PerToken(flops=full, convention="full")
-    # Attention alone, by the formula of each convention, forward and backward.
-    attention_full = train_flops_per_token(shape, "full") * passes / 3
-    attention_half = train_flops_per_token(shape, "causal_half") * passes / 3
-    counted_attention = counted.attention / seq_len
-    if counted_attention and abs(counted_attention / attention_full - 1) > 0.05:
-        return PerToken(flops=full, convention="full")  # not the shape we think it is
-    return PerToken(flops=full - counted_attention + attention_half, convention=DEFAULT_CONVENTION)
+    passes = counted.total / counted.forward / 3
+    full, attention = counted.total / seq_len, counted.attention / seq_len
+    # The counter knows neither masks nor windows nor documents: it is compared with all of T.
+    unmasked = sum(
+        _attention(replace(shape, window_tokens=None, document_tokens=None), "full")
+        for shape in shapes
+    )
+    if not shapes or (attention and abs(attention / (passes * unmasked) - 1) > 0.05):
+        return PerToken(flops=full, convention="full", by_convention={"full": full})
+    every = 2 * all_parameters(model) * 3 * passes
+    return _converted(full - attention, every, shapes, passes, causal=causal)
+
+
+def _converted(
+    parameters: float, every: float, shapes: Sequence[ModelShape], passes: float, *, causal: bool
+) -> PerToken:
+    """Return FLOPs per token by every convention, and by the one that fits the model's mask.
+
+    Args:
+        parameters: FLOPs per token in products with weights.
+        every: the same if every parameter were multiplied.
+        passes: of three, how many are made: less where weights are frozen.
+    """
+    found = {"params_only": every}
+    for convention in ("full", "causal_half"):
+        attention = sum(_attention(shape, convention) for shape in shapes)
+        found[convention] = parameters + passes * attention
+    chosen = DEFAULT_CONVENTION if causal else "full"
+    return PerToken(flops=found[chosen], convention=chosen, by_convention=found)
+
+
+def _attention(shape: ModelShape, convention: Convention) -> float:
+    """FLOPs per token of attention alone; the shapes of `shapes_of` carry no parameters."""
+    return train_flops_per_token(shape, convention)
+
+
+def all_parameters(model: Any) -> int:
+    """Return N with everything that is only looked up."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def active_parameters(model: Any) -> float | None:
+    """Return N that one token passes through; None where the model is no mixture of experts we know.
+
+    Experts are the parameters under a module called ``experts``; how many there are and how many a token
+    takes is the config's word. Embeddings that are only looked up are left out.
+    """
+    config = getattr(model, "config", None)
+    experts = _number(config, "num_local_experts", "num_experts", "n_routed_experts")
+    top_k = _number(config, "num_experts_per_tok", "moe_top_k", "top_k")
+    if experts is None or top_k is None or not 0 < top_k <= experts:
+        return None
+    routed = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "experts" in name.split(".") and "shared_experts" not in name.split(".")
+    )
+    if not routed:
+        return None
+    return moe_active_parameters(
+        dense=multiplied_parameters(model) - routed,
+        router=0,
+        shared=0,
+        routed=routed,
+        top_k=top_k,
+        experts=experts,
+    )
 
 
 def multiplied_parameters(model: Any) -> int:
@@ -147,32 +225,42 @@ def multiplied_parameters(model: Any) -> int:
     return sum(p.numel() for p in model.parameters() if id(p) not in only_looked_up)
 
 
-def shape_of(model: Any, seq_len: int) -> ModelShape | None:
-    """Return layers and attention width from the model's ``config``; None without a plain one.
+def shapes_of(
+    model: Any, seq_len: int, document_tokens: Sequence[int] | None = None
+) -> tuple[ModelShape, ...]:
+    """Return the attention of the model by its ``config``: one shape per kind of layer; empty without one.
 
-    The shape carries no parameters: only its attention part is used.
+    Grouped queries change nothing: every head of queries has its products. The shapes carry no
+    parameters: only their attention is used.
     """
     config = getattr(model, "config", None)
-
-    def number(*names: str) -> int | None:
-        found = (getattr(config, name, None) for name in names)
-        return next((value for value in found if isinstance(value, int) and value > 0), None)
-
-    layers = number("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    heads = number("num_attention_heads", "n_head", "num_heads", "n_heads")
-    head_dimension = number("head_dim")
-    width = number("hidden_size", "n_embd", "d_model", "dim")
+    layers = _number(config, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    heads = _number(config, "num_attention_heads", "n_head", "num_heads", "n_heads")
+    head_dimension = _number(config, "head_dim")
+    width = _number(config, "hidden_size", "n_embd", "d_model", "dim")
     if heads is not None and head_dimension is not None:
         width = heads * head_dimension
     if layers is None or width is None:
-        return None
-    return ModelShape(
+        return ()
+    window = _number(config, "sliding_window") if _slides(config) else None
+    kinds = getattr(config, "layer_types", None)
+    sliding = layers if window else 0
+    if window and isinstance(kinds, list | tuple):
+        sliding = sum("sliding" in str(kind) for kind in kinds)
+    whole = ModelShape(
         parameters=0,
-        layers=layers,
+        layers=layers - sliding,
         attention_width=width,
         sequence_tokens=seq_len,
-        window_tokens=number("sliding_window") if _slides(config) else None,
+        document_tokens=document_tokens,
     )
+    shapes = (whole, replace(whole, layers=sliding, window_tokens=window))
+    return tuple(shape for shape in shapes if shape.layers > 0)
+
+
+def _number(config: Any, *names: str) -> int | None:
+    found = (getattr(config, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
 def _slides(config: Any) -> bool:
@@ -218,7 +306,7 @@ def _tensors(outputs: Any) -> Iterator[Any]:
             yield from _tensors(value)
 
 
-def _attention(counter: Any) -> float:
+def _counted_attention(counter: Any) -> float:
     operators = counter.get_flop_counts().get("Global", {})
     return float(
         sum(

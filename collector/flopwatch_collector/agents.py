@@ -1,4 +1,4 @@
-"""Which agents report: what each said of itself when it came, and of its backlog since. In memory only.
+"""Which agents report: what each said of itself when it came, and of its driver and spool since. In memory.
 
 A collector that starts again knows its agents as soon as they are back: each opens a stream with a Hello.
 """
@@ -12,8 +12,8 @@ from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 FORGET_MS: Final = 7 * 24 * 3_600_000
 AGENTS_MAX: Final = 100_000
-TOLD_MS: Final = 60_000
-"""How long what an agent told of itself is taken for now: beside a backlog it tells every 10 s."""
+TOLD_MS: Final = 150_000
+"""How long what an agent told of itself is taken for now: it tells every minute, one may be lost."""
 _TOLD: Final = ("driver_state", "spool_batches", "spool_bytes", "rows_dropped")
 
 

@@ -211,6 +211,12 @@ class Collector:
             *("--http", http),
             *("--control", self.config.control_dsn),
             *("--deployment", self._deployment()),
+            *(
+                argument
+                for name, cluster in self.config.clusters.items()
+                if cluster.reference_dtype
+                for argument in ("--reference-dtype", name, cluster.reference_dtype)
+            ),
         ]
 
     def _deployment(self) -> str:

@@ -18,6 +18,7 @@ from flopwatch_collector.roster.kubernetes_settings import KubernetesConfig
 from flopwatch_collector.roster.slurm_settings import SlurmConfig
 from flopwatch_collector.rules import registry
 from flopwatch_collector.rules.settings import RulesConfig
+from flopwatch_kernels import peaks
 from flopwatch_proto import settings
 from flopwatch_proto.errors import UsageError
 
@@ -43,6 +44,17 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     dsn: str | None = None
 
 
+class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The sections ``[clusters.NAME]``.
+
+    Attributes:
+        reference_dtype: dtype whose peak the cluster's waterfall is of; its step ``dtype`` lies between it
+            and what ran; None: each row's own.
+    """
+
+    reference_dtype: str | None = None
+
+
 class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the collector is told.
 
@@ -61,6 +73,7 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     paging: PagingConfig = PagingConfig()
     slurm: SlurmConfig = SlurmConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
+    clusters: dict[str, ClusterConfig] = {}
 
     @property
     def directory(self) -> Path:
@@ -107,6 +120,12 @@ def load(
             f"kubernetes.cluster is {config.kubernetes.cluster!r}, and so is slurm.cluster; "
             "one scheduler speaks for a cluster"
         )
+    for name, cluster in config.clusters.items():
+        if cluster.reference_dtype not in (None, *peaks.DTYPES):
+            raise UsageError(
+                f"clusters.{name}.reference_dtype is {cluster.reference_dtype!r}; "
+                f"use one of {', '.join(peaks.DTYPES)}"
+            )
     paging.validate(config.paging)
     registry.validate(config.rules)
     return config
@@ -123,6 +142,7 @@ AGENT_SECTIONS: Final = (
     "jobs",
     "spool",
     "metrics",
+    "probing",
     "api",
 )
 """Sections of the agent and the client, which may stand in the same environment."""

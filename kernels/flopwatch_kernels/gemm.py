@@ -10,43 +10,43 @@ reports those iterations instead.
 Source: sections 5.1 (specification) and 8 of this project's measurement science.
 """
 
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Final
-
-import msgspec
+from typing import Final
 
 from flopwatch_kernels import peaks
-from flopwatch_kernels.errors import TORCH_MISSING, ProbeError
-from flopwatch_kernels.gemm_devices import Cpu, Cuda, Device, flops_of
-from flopwatch_kernels.gemm_operands import Shape, is_out_of_memory, out_of_memory
-from flopwatch_kernels.messages import Done, Failed, Message, ProbeResult, ProbeSpec, Progress
+from flopwatch_kernels.child import Tell, live, now_unix_ns
+from flopwatch_kernels.gemm_devices import Device, dtype_of, flops_of, open_device
+from flopwatch_kernels.gemm_operands import Shape
+from flopwatch_kernels.messages import Moment, ProbeResult, ProbeSpec, Progress, ShapeRates
 from flopwatch_kernels.sensors import Summary, Watch
 from flopwatch_kernels.statistic import (
     Rates,
     coefficient_of_variation,
     iterations_needed,
+    median_precision,
     rates,
 )
 
 _BATCH_SECONDS: Final = 0.5
 _BATCH_ITERATIONS_MAX: Final = 2_000
-_SELF_DESTRUCT_SECONDS: Final = 1.0
+_MOMENTS_MAX: Final = 120
+_TOLD_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """The timed iterations of one shape. Attributes: shape: (m, n, k); durations_seconds: of each
-    iteration; seconds: wall time of all; device: what the sensors said meanwhile."""
+    iteration; seconds: wall time of all; device: what the sensors said meanwhile; moments: of a
+    sustained load."""
 
     shape: Shape
     durations_seconds: Sequence[float]
     seconds: float
     device: Summary
+    moments: tuple[Moment, ...] = ()
 
     @property
     def rates(self) -> Rates:
@@ -54,21 +54,30 @@ class Run:
         return rates(self.durations_seconds, flops=flops_of(self.shape))
 
 
-def measure(spec: ProbeSpec, progress: Callable[[str], None]) -> ProbeResult:
+def measure(spec: ProbeSpec, tell: Tell) -> ProbeResult:
     """Measure in this process. Raises ProbeError, in words for whoever asked."""
-    started_at_unix_ns = time.time_ns()
-    device: Device = Cpu(spec) if spec.device == "cpu" else Cuda(spec)
-    best: Run | None = None
-    for shape in device.shapes():
-        run = _burst(device, shape)
-        progress(f"{spec.dtype} {_describe(run)}")
-        if best is None or run.rates.median > best.rates.median:
-            best = run
-    assert best is not None
+    started_at_unix_ns = now_unix_ns()
+    dtype = dtype_of(spec)
+    device: Device = open_device(spec)
+    tell(Progress(text=f"{dtype} choosing shapes"))
+    shapes = device.shapes()
+    held_seconds = round(spec.sustained_seconds) if spec.sustained else 0
+    total = len(shapes) + held_seconds
+    runs: list[Run] = []
+    for done, shape in enumerate(shapes, 1):
+        runs.append(_burst(device, shape))
+        tell(Progress(text=f"{dtype} {_describe(runs[-1])}", done=done, total=total))
+    best = max(runs, key=lambda run: run.rates.median)
     if spec.sustained:
-        best = _sustained(device, best.shape, spec.sustained_seconds, progress)
-        progress(f"{spec.dtype} sustained {_describe(best)}")
-    return _result(spec, device, best, started_at_unix_ns)
+
+        def tell_seconds(seconds: float) -> None:
+            text = f"{dtype} sustained load, {seconds:.0f} of {held_seconds} s"
+            done = len(shapes) + min(held_seconds, int(seconds))
+            tell(Progress(text=text, done=done, total=total))
+
+        best = _sustained(device, best.shape, spec.sustained_seconds, tell_seconds)
+        tell(Progress(text=f"{dtype} sustained {_describe(best)}", done=total, total=total))
+    return _result(spec, device, best, runs, started_at_unix_ns)
 
 
 def _burst(device: Device, shape: Shape) -> Run:
@@ -88,21 +97,37 @@ def _burst(device: Device, shape: Shape) -> Run:
 
 
 def _sustained(
-    device: Device, shape: Shape, seconds: float, progress: Callable[[str], None]
+    device: Device, shape: Shape, seconds: float, tell_seconds: Callable[[float], None]
 ) -> Run:
     """Iterations without a pause for `seconds` of wall time."""
     multiply = device.load(shape)
     warm = _warm_up(device, multiply)
-    batch = max(2, min(_BATCH_ITERATIONS_MAX, int(_BATCH_SECONDS / min(warm))))
+    stretch_seconds = max(_BATCH_SECONDS, seconds / _MOMENTS_MAX)
+    batch = max(2, min(_BATCH_ITERATIONS_MAX, int(stretch_seconds / min(warm))))
     durations: list[float] = []
+    moments: list[Moment] = []
     told_at = started_at = time.monotonic()
     with Watch(device.sensor) as watch:
         while (now := time.monotonic()) - started_at < seconds:
-            durations += multiply(batch)
-            if now - told_at >= 2.0:
+            stretch = multiply(batch)
+            durations += stretch
+            moments.append(_moment(stretch, shape, time.monotonic() - started_at, watch))
+            if now - told_at >= _TOLD_SECONDS:
                 told_at = now
-                progress(f"sustained load, {now - started_at:.0f} of {seconds:.0f} s")
-    return _run(shape, durations, watch)
+                tell_seconds(now - started_at)
+    every = -(-len(moments) // _MOMENTS_MAX)  # short batches of a small shape give more
+    return _run(shape, durations, watch, tuple(moments[::-1][::every][::-1]))
+
+
+def _moment(durations: Sequence[float], shape: Shape, seconds: float, watch: Watch) -> Moment:
+    device = watch.newest()
+    return Moment(
+        seconds=seconds,
+        flops=rates(durations, flops=flops_of(shape)).median,
+        clock_mhz=device.clock_mhz,
+        power_watts=device.power_watts,
+        temperature_celsius=device.temperature_celsius,
+    )
 
 
 def _warm_up(device: Device, multiply: Callable[[int], list[float]]) -> list[float]:
@@ -112,9 +137,15 @@ def _warm_up(device: Device, multiply: Callable[[int], list[float]]) -> list[flo
     return first + multiply(max(1, min(device.warm_up_iterations - 2, most)))
 
 
-def _run(shape: Shape, durations: list[float], watch: Watch) -> Run:
+def _run(
+    shape: Shape, durations: list[float], watch: Watch, moments: tuple[Moment, ...] = ()
+) -> Run:
     return Run(
-        shape=shape, durations_seconds=durations, seconds=watch.seconds, device=watch.summary()
+        shape=shape,
+        durations_seconds=durations,
+        seconds=watch.seconds,
+        device=watch.summary(),
+        moments=moments,
     )
 
 
@@ -124,87 +155,81 @@ def _describe(run: Run) -> str:
     return f"{m}x{n}x{k}: {tera:.4g} TFLOP/s, median of {len(run.durations_seconds)}"
 
 
-def _datasheet_flops(sku: str | None, dtype: str) -> float | None:
-    """The peak that a library GEMM of this dtype is held against, FLOP/s."""
+def _peak(sku: str | None, dtype: str) -> peaks.Peak | None:
+    """The peak that a library GEMM of this dtype is held against."""
     found = None if sku is None else peaks.find(sku)
     if found is None:
         return None
-    if dtype == "fp64":
-        return found.tensor_fp64_flops
-    peak = found.peaks.get(dtype)
-    return None if peak is None else peak.dense_flops
+    names = ("fp64_tensor", "fp64_matrix", "fp64") if dtype == "fp64" else (dtype,)
+    return next((found.peaks[name] for name in names if name in found.peaks), None)
 
 
-def _result(spec: ProbeSpec, device: Device, run: Run, started_at_unix_ns: int) -> ProbeResult:
-    import torch
+def of_peak_at_clock(
+    flops: float, peak: peaks.Peak | None, *, sm_count: int | None, clock_mhz: float | None
+) -> float | None:
+    """`flops` over what the SMs could do at the clock that was measured; None where not known.
 
-    datasheet_flops = _datasheet_flops(device.sku, spec.dtype)
+    Source: section 5.1.7 of this project's measurement science, SMs x R x f.
+    """
+    if peak is None or not sm_count or not clock_mhz or peak.formula_valid is False:
+        return None
+    if peak.flop_per_clock_per_sm is None:
+        return None
+    return flops / (sm_count * peak.flop_per_clock_per_sm * clock_mhz * 1e6)
+
+
+def _shape_rates(run: Run) -> ShapeRates:
     measured = run.rates
-    return ProbeResult(
-        kind="gemm",
-        device=device.name,
-        sku=device.sku,
-        dtype=spec.dtype,
+    return ShapeRates(
         shape=run.shape,
         iterations=len(run.durations_seconds),
         median_flops=measured.median,
         p10_flops=measured.p10,
         p90_flops=measured.p90,
+    )
+
+
+def _result(
+    spec: ProbeSpec, device: Device, run: Run, runs: Sequence[Run], started_at_unix_ns: int
+) -> ProbeResult:
+    import torch
+
+    peak = _peak(device.sku, dtype_of(spec))
+    measured = run.rates
+    identity = device.sensor.identity()
+    return ProbeResult(
+        kind=spec.kind,
+        device=device.name,
+        sku=device.sku,
+        serial=identity.serial,
+        driver_version=identity.driver_version,
+        dtype=spec.dtype,
+        shape=run.shape,
+        shapes=tuple(_shape_rates(tried) for tried in runs),
+        iterations=len(run.durations_seconds),
+        median_flops=measured.median,
+        p10_flops=measured.p10,
+        p90_flops=measured.p90,
         max_flops=measured.maximum,
+        precision=median_precision(run.durations_seconds),
         seconds=run.seconds,
         sustained=spec.sustained,
+        moments=run.moments,
         sm_clock_mhz=run.device.clock_mhz,
         power_watts=run.device.power_watts,
         temperature_celsius=run.device.temperature_celsius,
         energy_joules=run.device.energy_joules,
+        throttle_seconds=dict(run.device.throttle_seconds),
         threads=device.threads,
         torch_version=str(torch.__version__),
         started_at_unix_ns=started_at_unix_ns,
-        datasheet_flops=datasheet_flops,
-        of_datasheet=None if datasheet_flops is None else measured.median / datasheet_flops,
+        datasheet_flops=None if peak is None else peak.dense_flops,
+        of_datasheet=None if peak is None else measured.median / peak.dense_flops,
+        of_peak_at_clock=of_peak_at_clock(
+            measured.median, peak, sm_count=device.sm_count, clock_mhz=run.device.clock_mhz
+        ),
     )
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The child's whole life; the exit code is 0 with a result and 1 with a `Failed` line."""
-    output = _claim_standard_output()
-
-    def say(message: Message) -> None:
-        output.write(msgspec.json.encode(message) + b"\n")
-
-    try:
-        spec = msgspec.json.decode(arguments[0], type=ProbeSpec)
-        _bound_this_process(spec)
-        result = measure(spec, lambda text: say(Progress(text=text)))
-    except ProbeError as exc:
-        say(Failed(text=str(exc)))
-        return 1
-    except ModuleNotFoundError as exc:
-        say(Failed(text=TORCH_MISSING if exc.name == "torch" else str(exc)))
-        return 1
-    except (RuntimeError, MemoryError) as exc:
-        if not (isinstance(exc, MemoryError) or is_out_of_memory(exc)):
-            raise
-        say(Failed(text=str(out_of_memory((0, 0, 0)))))
-        return 1
-    say(Done(result=result))
-    return 0
-
-
-def _claim_standard_output() -> IO[bytes]:
-    """The parent's pipe, for messages only: what libraries print goes to standard error."""
-    output = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return output
-
-
-def _bound_this_process(spec: ProbeSpec) -> None:
-    """Niceness, and an end even if the parent that keeps the wall limit is gone."""
-    if spec.niceness:
-        os.nice(spec.niceness)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, spec.wall_seconds + _SELF_DESTRUCT_SECONDS)
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(live(sys.argv[1:], measure))

@@ -8,17 +8,17 @@ call. Source: MAMF finder v2 (ml-engineering) for shapes, warm-up and flush.
 import math
 import os
 import resource
-import socket
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from flopwatch_kernels import peaks
+from flopwatch_kernels.card import lock_device, open_card
 from flopwatch_kernels.errors import ProbeError
 from flopwatch_kernels.flops import gemm_flops
 from flopwatch_kernels.gemm_operands import Shape, multiplication, operand_bytes
 from flopwatch_kernels.messages import ProbeSpec
-from flopwatch_kernels.sensors import CpuSensor, NoSensor, NvmlSensor, Sensor
+from flopwatch_kernels.sensors import CpuSensor, NoSensor, Sensor
 
 _CPU_ITERATION_SECONDS: Final = 0.04
 _CPU_EDGES: Final = (256, 8192)
@@ -62,12 +62,14 @@ class Device(Protocol):
     Attributes: name: "cpu" or "cuda:UUID"; sku: full device name or None; threads: CPU threads
     that compute, None on a card; warm_up_iterations, iterations_min, iterations_max: bounds of a
     burst; burst_seconds_max: end of a shape's burst where iterations are slow, s of timed work;
-    sensor: what can be read while it runs.
+    sensor: what can be read while it runs; sm_count: streaming multiprocessors that compute, None on
+    a CPU.
     """
 
     name: str
     sku: str | None
     threads: int | None
+    sm_count: int | None
     warm_up_iterations: int
     iterations_min: int
     iterations_max: int
@@ -85,6 +87,7 @@ class Cpu:
     """The host's processors. Raises: ProbeError: the memory cap is too small to begin."""
 
     name: str = "cpu"
+    sm_count: int | None = None
     warm_up_iterations: int = 3
     iterations_min: int = 10
     iterations_max: int = 40
@@ -104,6 +107,7 @@ class Cpu:
         self.sku: str | None = sensor.model_name()
         self.threads: int | None = torch.get_num_threads()
         self._spec = spec
+        self._dtype = dtype_of(spec)
 
     def shapes(self) -> tuple[Shape, ...]:
         """A cube that takes about 40 ms, found from a small one up, and two slabs of its size."""
@@ -120,12 +124,12 @@ class Cpu:
 
     def _edge_max(self) -> float:
         """Edge whose three cubes' faces take half of the cap: the library packs copies."""
-        per_square = operand_bytes((1, 1, 1), self._spec.dtype)
+        per_square = operand_bytes((1, 1, 1), self._dtype)
         return math.sqrt(self._spec.memory_bytes_max / 2 / per_square)
 
     def load(self, shape: Shape) -> Callable[[int], list[float]]:
         """As `Device.load`."""
-        multiply = multiplication(shape, self._spec.dtype, "cpu")
+        multiply = multiplication(shape, self._dtype, "cpu")
 
         def run(iterations: int) -> list[float]:
             durations = []
@@ -153,7 +157,7 @@ class Cuda:
         self.sensor: Sensor = NoSensor()
         # A MIG slice has no counters of its own; the whole card's would be somebody else's.
         if not selector.startswith("MIG-"):
-            card = _open_card(selector)
+            card = open_card(selector)
             self.name = f"cuda:{card.uuid()}"
             self.sensor = card
         self._lock = lock_device(self.name)
@@ -164,10 +168,14 @@ class Cuda:
                 f"torch {torch.__version__} sees no card at --device {spec.device}: check"
                 " nvidia-smi -L, and that this torch was built for CUDA"
             )
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, spec.memory_bytes_max / total))
+        properties = torch.cuda.get_device_properties(0)
+        self.sm_count: int | None = properties.multi_processor_count
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, spec.memory_bytes_max / properties.total_memory)
+        )
         self.sku: str | None = torch.cuda.get_device_name(0)
         self._spec = spec
+        self._dtype = dtype_of(spec)
         self._flush: Any = torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
     def shapes(self) -> tuple[Shape, ...]:
@@ -179,7 +187,7 @@ class Cuda:
             a, b, c = winner
             tried += [(a, b, c), (a, c, b)]
         room = self._spec.memory_bytes_max - _L2_FLUSH_BYTES
-        fitting = [s for s in tried if operand_bytes(s, self._spec.dtype) <= room]
+        fitting = [s for s in tried if operand_bytes(s, self._dtype) <= room]
         return tuple(fitting) or ((1024, 1024, 1024),)
 
     def load(self, shape: Shape) -> Callable[[int], list[float]]:
@@ -187,7 +195,7 @@ class Cuda:
         import torch
 
         cuda: Any = torch.cuda  # its Event has no type annotations
-        multiply = multiplication(shape, self._spec.dtype, "cuda")
+        multiply = multiplication(shape, self._dtype, "cuda")
 
         def run(iterations: int) -> list[float]:
             pairs = [
@@ -196,6 +204,7 @@ class Cuda:
             ]
             for before, after in pairs:
                 self._flush.zero_()
+                multiply.refresh()
                 before.record()
                 multiply()
                 after.record()
@@ -205,38 +214,19 @@ class Cuda:
         return run
 
 
-def lock_device(name: str) -> socket.socket:
-    """Hold the device against a second probe until the returned socket, or the process, is gone.
+def open_device(spec: ProbeSpec) -> Cpu | Cuda:
+    """The device to measure, ready. Raises: ProbeError: as the classes say."""
+    return Cpu(spec) if spec.device == "cpu" else Cuda(spec)
 
-    An abstract socket needs no file and cannot be left behind; it is per network namespace, so
-    two containers do not see each other's.
 
-    Raises:
-        ProbeError: Another probe holds it.
-    """
-    lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        lock.bind(f"\0flopwatch-probe-{name}")
-    except OSError as exc:
-        lock.close()
-        raise ProbeError(f"another probe is running on {name}: wait for it to end") from exc
-    return lock
+def dtype_of(spec: ProbeSpec) -> str:
+    """The dtype to multiply. Raises: ProbeError: the spec names none."""
+    if spec.dtype is None:
+        raise ProbeError(f"--kind {spec.kind} multiplies: it needs a --dtype")
+    return spec.dtype
 
 
 def flops_of(shape: Shape) -> int:
     """FLOP of one multiplication of this shape. Source: `flops.gemm_flops`."""
     m, n, k = shape
     return gemm_flops(m, n, k)
-
-
-def _open_card(selector: str) -> NvmlSensor:
-    """The card, if NVML knows it and nobody computes on it. Asked before this process has a
-    context of its own, which would be in the list."""
-    card = NvmlSensor(selector)
-    pids = card.compute_pids()
-    if pids:
-        listed = ", ".join(str(pid) for pid in pids)
-        raise ProbeError(
-            f"the card {selector} is in use (pid {listed}): a probe would steal its time; drain it"
-        )
-    return card

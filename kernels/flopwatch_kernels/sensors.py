@@ -5,12 +5,13 @@ A sensor answers with what it can read and None for the rest; a reading that fai
 """
 
 import importlib
+import math
 import re
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -19,6 +20,16 @@ from flopwatch_kernels.errors import ProbeError
 
 _PERIOD_SECONDS: Final = 0.1
 _ENERGY_SECONDS_MIN: Final = 1.0  # NVML and RAPL counters step every 1..100 ms
+_THROTTLES: Final = {
+    "power": ("PERF_POLICY_POWER",),
+    "thermal_sw": ("CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN", "PERF_POLICY_THERMAL"),
+    "thermal_hw": ("CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN",),
+    "power_brake": ("CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN",),
+    "sync_boost": ("PERF_POLICY_SYNC_BOOST",),
+}
+"""Reason for a low clock -> NVML's field of its ns counter, newest first: older drivers have one
+thermal counter."""
+
 _RAPL_PACKAGE: Final = re.compile(r"intel-rapl:\d+")  # the name on AMD as well
 
 
@@ -35,12 +46,22 @@ class Reading:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """A device over a window: mean clock (MHz), mean power (W), highest temperature (degrees C),
-    energy (J). None where not known."""
+    energy (J), None where not known; seconds below the wanted clock by reason, as far as known."""
 
     clock_mhz: float | None
     power_watts: float | None
     temperature_celsius: float | None
     energy_joules: float | None
+    throttle_seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Which piece of hardware it is, and what drives it. Attributes: serial: of the board;
+    driver_version: e.g. "595.58.03"; None where not known."""
+
+    serial: str | None = None
+    driver_version: str | None = None
 
 
 class Sensor(Protocol):
@@ -51,6 +72,12 @@ class Sensor(Protocol):
 
     def energy(self) -> tuple[tuple[float, float | None], ...] | None:
         """Cumulative counters as (joules, wraps at joules or None); None where there are none."""
+
+    def throttled_seconds(self) -> Mapping[str, float]:
+        """Cumulative seconds below the wanted clock by reason; empty where nobody counts."""
+
+    def identity(self) -> Identity:
+        """Which piece of hardware it is."""
 
 
 class CpuSensor:
@@ -77,6 +104,14 @@ class CpuSensor:
             wraps = _read_number(package / "max_energy_range_uj")
             counters.append((used / 1e6, None if wraps is None else wraps / 1e6))
         return tuple(counters) or None
+
+    def throttled_seconds(self) -> Mapping[str, float]:
+        """Nothing: no counter of a processor says why it is slow."""
+        return {}
+
+    def identity(self) -> Identity:
+        """Nothing: a processor has no serial number that may be read."""
+        return Identity()
 
     def model_name(self) -> str | None:
         """The processor's name, or None where the kernel prints none (most of aarch64)."""
@@ -142,6 +177,32 @@ class NvmlSensor:
         millijoules = self._ask(lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._card))
         return None if millijoules is None else ((millijoules / 1000, None),)
 
+    def throttled_seconds(self) -> Mapping[str, float]:
+        """The driver's counters of time below the wanted clock; what it does not count is left out."""
+        found = {}
+        for reason, fields in _THROTTLES.items():
+            for name in fields:
+                nanoseconds = self._field(f"NVML_FI_DEV_{name}")
+                if nanoseconds is not None:
+                    found[reason] = nanoseconds / 1e9
+                    break
+        return found
+
+    def identity(self) -> Identity:
+        """Serial number of the board and version of the driver."""
+        nvml = self._nvml
+        return Identity(
+            serial=self._ask_text(lambda: nvml.nvmlDeviceGetSerial(self._card)),
+            driver_version=self._ask_text(nvml.nvmlSystemGetDriverVersion),
+        )
+
+    def pcie_link(self) -> tuple[int, int] | None:
+        """Generation and lanes of the PCIe link as it runs now: an idle one is slow."""
+        nvml, card = self._nvml, self._card
+        generation = self._ask(lambda: nvml.nvmlDeviceGetCurrPcieLinkGeneration(card))
+        width = self._ask(lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(card))
+        return None if generation is None or width is None else (int(generation), int(width))
+
     def uuid(self) -> str:
         """The card's UUID, "GPU-..."."""
         return str(self._nvml.nvmlDeviceGetUUID(self._card))
@@ -153,6 +214,24 @@ class NvmlSensor:
         except self._nvml.NVMLError:
             return None
         return tuple(int(process.pid) for process in found)
+
+    def _field(self, name: str) -> float | None:
+        """A field value by the name of its constant, which an older binding may lack."""
+        number = getattr(self._nvml, name, None)
+        if number is None:
+            return None
+        try:
+            [answer] = self._nvml.nvmlDeviceGetFieldValues(self._card, [number])
+        except self._nvml.NVMLError:
+            return None
+        return None if answer.nvmlReturn else float(answer.value.ullVal)
+
+    def _ask_text(self, call: Callable[[], Any]) -> str | None:
+        try:
+            said = call()
+        except self._nvml.NVMLError:
+            return None
+        return said.decode(errors="replace") if isinstance(said, bytes) else str(said)
 
     def _ask(self, call: Callable[[], Any]) -> float | None:
         try:
@@ -172,6 +251,14 @@ class NoSensor:
         """Nothing."""
         return None
 
+    def throttled_seconds(self) -> Mapping[str, float]:
+        """Nothing."""
+        return {}
+
+    def identity(self) -> Identity:
+        """Nothing."""
+        return Identity()
+
 
 class Watch:
     """Samples a sensor in a thread for the time of a `with` block; `summary()` afterwards."""
@@ -184,10 +271,13 @@ class Watch:
         self._readings: list[Reading] = []
         self._energy_before: tuple[tuple[float, float | None], ...] | None = None
         self._energy_after: tuple[tuple[float, float | None], ...] | None = None
+        self._throttled_before: Mapping[str, float] = {}
+        self._throttled_after: Mapping[str, float] = {}
         self._started_at = 0.0
         self.seconds = 0.0
 
     def __enter__(self) -> "Watch":
+        self._throttled_before = self._sensor.throttled_seconds()
         self._energy_before = self._sensor.energy()
         self._started_at = time.monotonic()
         self._thread.start()
@@ -201,8 +291,13 @@ class Watch:
     ) -> None:
         self.seconds = time.monotonic() - self._started_at
         self._energy_after = self._sensor.energy()
+        self._throttled_after = self._sensor.throttled_seconds()
         self._stop.set()
         self._thread.join()
+
+    def newest(self) -> Reading:
+        """The last look at the device; an empty one before the first."""
+        return self._readings[-1] if self._readings else Reading()
 
     def summary(self) -> Summary:
         """The window's means, highest temperature and energy."""
@@ -218,6 +313,11 @@ class Watch:
             power_watts=power_watts,
             temperature_celsius=max(temperatures) if temperatures else None,
             energy_joules=energy_joules,
+            throttle_seconds={
+                reason: after - self._throttled_before[reason]
+                for reason, after in self._throttled_after.items()
+                if after >= self._throttled_before.get(reason, math.inf)
+            },
         )
 
     def _sample(self) -> None:

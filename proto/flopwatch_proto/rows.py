@@ -149,6 +149,7 @@ QUANTITIES: Final = (
         tokens_count="tokens that the job declared, this card's share",
         reported_mfu_ms="Σ MFU as the job itself reports it × card-time, by its own convention and peak",
         reported_ms="card-time for which the job reported an MFU of its own",
+        reported_flops="model FLOPs by the convention of the MFU that the job itself reports",
         energy_joules="energy of the board",
         pcie_tx_bytes="bytes sent by the card over PCIe",
         pcie_rx_bytes="bytes received by the card over PCIe",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,9 @@ from flopwatch_agent.parts import Parts, build
 from flopwatch_agent.reading import Device, Reading
 from flopwatch_agent.sources import SourceReport
 from flopwatch_agent.sources.registry import SourceEntry
+from flopwatch_agent.spool import Spool
+from flopwatch_agent.spool_disk import DiskStore
+from flopwatch_agent.spool_record import Change
 from flopwatch_agent.stream import Backoff
 from flopwatch_proto import codec
 from flopwatch_proto.settings import Duration
@@ -122,7 +125,7 @@ def parts_of(tmp_path: Path, target: str, *sources: QuickSource) -> Parts:
         collector=target,
         data=tmp_path,
         interval=Duration(1),
-        jobs=JobsConfig(socket=str(tmp_path / "jobs.sock")),
+        jobs=JobsConfig(socket=str(tmp_path / "jobs.sock"), otlp=""),
         metrics=MetricsConfig(listen=""),
         allocation=AllocationConfig(slurm="off", kubernetes="off"),  # whatever this host may be
     )
@@ -245,6 +248,117 @@ async def test_a_disk_that_stalls_holds_up_no_reading_and_loses_no_row_at_a_stop
     ]
     assert len(rows) > 1
     assert [start for start, _ in rows[1:]] == [end for _, end in rows[:-1]]
+
+
+class Disk:
+    """Commits of one kind stall from `stall` until `move`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked, self.moves = threading.Event(), threading.Event()
+        self._wanted: Callable[[Change], bool] = lambda change: False
+        commit = DiskStore.commit
+
+        def stalled(store: DiskStore, change: Change) -> None:
+            if self._wanted(change) and not self.moves.is_set():
+                self.asked.set()
+                if not self.moves.wait(20):  # whoever should let the disk move waits for it
+                    self.moves.set()
+            commit(store, change)
+
+        monkeypatch.setattr(DiskStore, "commit", stalled)
+
+    def stall(self, wanted: Callable[[Change], bool]) -> None:
+        self._wanted = wanted
+
+    async def until_asked(self) -> None:
+        while not self.asked.is_set():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def is_append(change: Change) -> bool:
+    return bool(change.put)
+
+
+def is_acknowledgement(change: Change) -> bool:
+    return not change.put
+
+
+@pytest.mark.parametrize("wanted", [is_append, is_acknowledgement])
+async def test_readings_watchdog_and_stream_go_on_while_the_disk_stalls(
+    tmp_path: Path, collector: FakeCollector, disk: Disk, wanted: Callable[[Change], bool]
+) -> None:
+    collector.welcome.oldest_start_unix_ms = 1  # as a real one: the spool is asked what is older
+    source = QuickSource()
+    parts = parts_of(tmp_path, collector.target, source)
+    parts.stream.status_seconds = parts.stream.idle_status_seconds = (
+        1.0  # by a clock of 20 s a second
+    )
+    fed: list[str] = []
+    parts.health.alive = lambda: fed.append("alive")  # type: ignore[method-assign]
+    agent = Agent(parts)
+    running = asyncio.create_task(agent.run())
+    await collector.until(lambda: len(collector.stored) > 1)
+
+    disk.stall(wanted)
+    await disk.until_asked()
+    reads, meals, said = source.reads, len(fed), len(collector.seen)
+    while source.reads < reads + 20 or len(fed) < meals + 2:
+        await asyncio.sleep(0.01)
+    await collector.until(lambda: any(f.HasField("status") for f in collector.seen[said:]))
+    sessions = parts.stream.counters.sessions
+    collector.end()  # what the collector does is noticed too
+    while parts.stream.counters.sessions == sessions:
+        await asyncio.sleep(0.01)
+    assert not disk.moves.is_set()  # none of it waited for the disk
+
+    disk.moves.set()
+    stored = len(collector.stored)
+    await collector.until(lambda: len(collector.stored) > stored + 1)
+    agent.stop()
+    await asyncio.wait_for(running, 60)
+    assert sorted(collector.stored) == list(range(1, len(collector.stored) + 1))
+
+
+async def test_acknowledgements_that_come_while_the_disk_stalls_become_one(
+    tmp_path: Path, disk: Disk
+) -> None:
+    spool = Spool.open(tmp_path)
+    stream = parts_of(tmp_path / "agent", "127.0.0.1:1").stream
+    stream.spool = spool
+    for start in range(10):
+        rows = pb.IntervalRows(slot=[1], start_unix_ms=[start + 1], duration_ms=[1])
+        spool.append(pb.Payload(intervals=rows))
+    before = spool.state.generation
+    disk.stall(is_acknowledgement)
+    stream.acknowledged(1, 1)
+    await disk.until_asked()
+    for seq in range(2, 11):
+        stream.acknowledged(seq, 1)
+    assert not disk.moves.is_set()
+    disk.moves.set()
+    await asyncio.wait_for(stream.drained(), 30)
+    assert spool.state.generation == before + 2
+    assert (stream.counters.acked_batches, stream.counters.acked_rows) == (10, 10)
+    spool.close()
+
+
+async def test_notices_of_a_spool_whose_disk_stalls_are_taken_at_once(
+    tmp_path: Path, disk: Disk
+) -> None:
+    spool = Spool.open(tmp_path)
+    disk.stall(is_append)
+    appending = asyncio.create_task(asyncio.to_thread(spool.append, pb.Payload()))
+    await disk.until_asked()
+    assert spool.take_notices() == []
+    assert not disk.moves.is_set()
+    disk.moves.set()
+    await appending
+    spool.close()
 
 
 async def test_the_daemon_ends_cleanly_on_sigterm(tmp_path: Path, collector: FakeCollector) -> None:

@@ -176,9 +176,12 @@ def test_hfu_is_the_product_of_activity_and_clock_and_bounded_without_a_referenc
     unknown = reading(card(2, sku="NVIDIA Nothing"), tensor_active_ratio=0.6, sm_clock_mhz=990.0)
     found = shown(watching(known, bounded, unknown))
     lo, hi = found["flopwatch_card_hfu_lo_ratio"], found["flopwatch_card_hfu_hi_ratio"]
-    assert lo[("0000:00:00.0",)] == hi[("0000:00:00.0",)] == pytest.approx(0.3)
-    assert lo[("0000:01:00.0",)] == pytest.approx(0.3)
-    assert hi[("0000:01:00.0",)] == pytest.approx(0.6)
+    assert found["flopwatch_card_hfu_ratio"] == {("0000:00:00.0",): pytest.approx(0.3)}
+    # 95 % of counter, sampled clock and calibration: 1.96 √(0.5² + 0.4² + 1²) % = 2.33 %.
+    assert lo[("0000:00:00.0",)] == pytest.approx(0.3 * 0.97673, abs=1e-5)
+    assert hi[("0000:00:00.0",)] == pytest.approx(0.3 * 1.02327, abs=1e-5)
+    assert lo[("0000:01:00.0",)] == pytest.approx(0.3 * 0.97673, abs=1e-5)
+    assert hi[("0000:01:00.0",)] == pytest.approx(0.6 * 1.02327, abs=1e-5)
     assert ("0000:02:00.0",) not in lo
     assert "flopwatch_card_mfu_ratio" not in found
 

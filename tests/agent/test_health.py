@@ -11,12 +11,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from flopwatch_agent.health import DRIVER_STATES, Health
 from flopwatch_agent.newest import Newest
 from flopwatch_agent.outgoing import EVENTS_MAX, Outgoing
+from flopwatch_agent.reading import Device, Reading
+from flopwatch_agent.recorder import Recorder
 from flopwatch_agent.sources.host import HostReading
+from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream, StreamIdentity
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 SECOND = 1_000_000_000
+OUTCOMES = ("answered", "refused", "repeated")
 
 
 class Boot:
@@ -91,6 +95,36 @@ async def test_spool_and_stream_are_shown_as_they_stand(health: Health) -> None:
     assert values["flopwatch_stream_skew_seconds"] == 1.5
     states = {s: values[f"flopwatch_agent_driver_state[{s}]"] for s in DRIVER_STATES}
     assert [s for s, v in states.items() if v] == ["mismatch"]
+
+
+def test_recorder_and_kernel_log_say_what_they_lost(health: Health) -> None:
+    who = StreamIdentity(cluster="c", node_id="n", agent_version="0")
+    spool, recorder, log = Spool.open(None), Recorder(bytes_max=1_000), KernelLog()
+    stream = Stream("127.0.0.1:1", who, spool)
+    outgoing = Outgoing(node="n", dtype="bf16", interval_ms=10_000)
+    health.watch(spool, stream, outgoing, recorder)
+    health.show_kernel_log(log)
+    device = Device(slot="0", kind="gpu", sku=None, uuid=None)
+    for second in range(256):
+        values = {"power_watts": 300.0}
+        reading = Reading(device=device, taken_unix_ms=second * 1000, boottime_ns=1, values=values)
+        recorder.see(reading, ())
+    stream.counters.captures_ignored = 4
+    for capture in ("", "a", "a"):
+        asked = pb.CaptureRequest(id=capture, from_unix_ms=1, to_unix_ms=2_000)
+        recorder.request(asked, 10_000)
+    recorder.due(10_000)
+    for _ in range(3):
+        outgoing.tell([pb.Event(kind="xid", slot="0", code=79, time_unix_ms=5)])
+    log.dropped_total = 7
+    values = scrape(health)
+    assert 0 < values["flopwatch_recorder_held_bytes"] <= 1_000
+    assert values["flopwatch_recorder_dropped_readings_total"] > 100
+    outcomes = {o: values[f"flopwatch_recorder_captures_total[{o}]"] for o in OUTCOMES}
+    assert outcomes == {"answered": 1, "refused": 1, "repeated": 1}
+    assert values["flopwatch_stream_captures_ignored_total"] == 4
+    assert values["flopwatch_agent_repeated_events_total"] == 2
+    assert values["flopwatch_kernel_log_dropped_lines_total"] == 7
 
 
 def test_a_source_that_never_comes_has_no_coverage_and_one_that_skips_has_its_part(

@@ -338,7 +338,7 @@ def test_declared_flops_are_differences_and_the_last_one_may_come_with_the_end()
     fold = Fold()
     fold.add(reading(0), [replace(ACTIVE, model_flops_total=1e15)])
     fold.add(reading(4000), [replace(ACTIVE, model_flops_total=3e15)])
-    (row,) = fold.add(reading(8000), [FREE], {("llama", None): 6e15})
+    (row,) = fold.add(reading(8000), [FREE], {("llama", None): {"model_flops": 6e15}})
     assert row.values["model_flops"] == pytest.approx(5e15)
 
 

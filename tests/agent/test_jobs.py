@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from flopwatch_agent import jobs
-from flopwatch_agent.jobs import Intake, JobTable, Message
+from flopwatch_agent.job_intake import Intake
+from flopwatch_agent.jobs import JobTable, Message
 from flopwatch_agent.labels import Labels
 from flopwatch_proto.errors import UsageError
 
@@ -48,7 +49,7 @@ def test_an_account_never_falls_when_a_rank_leaves_or_restarts_its_counter() -> 
     table.apply(message(7, event="exit", model_flops_total=2e12), 3000)
     assert table.flops_total("cpu", "llama") == pytest.approx(11e12)
     assert table.for_device("cpu") == ()
-    assert table.finals("cpu") == {("llama", None): pytest.approx(11e12)}
+    assert table.finals("cpu")["llama", None] == {"model_flops": pytest.approx(11e12)}
 
 
 def test_what_a_process_did_before_it_was_first_heard_is_not_counted() -> None:
@@ -169,3 +170,62 @@ async def test_a_second_agent_does_not_take_the_socket_but_a_dead_ones_is_replac
     await replaced.close()
     await replaced.close()
     assert not stale.exists()
+
+
+def test_steps_and_their_time_are_of_one_rank_and_tokens_of_all() -> None:
+    table = JobTable()
+    for pid in (7, 8):
+        table.apply(message(pid, event="start", steps_total=0, step_ms_total=0, tokens_total=0), 0)
+        table.apply(message(pid, steps_total=10, step_ms_total=900.0, tokens_total=500), 1000)
+    counted = {"steps_count": 10, "step_ms": 900.0, "tokens_count": 1000}
+    assert table.counters("cpu", "llama") == counted
+    table.apply(
+        message(7, event="exit", steps_total=10, step_ms_total=900.0, tokens_total=500), 2000
+    )
+    table.apply(message(8, steps_total=12, step_ms_total=1100.0, tokens_total=600), 3000)
+    assert table.counters("cpu", "llama") == {
+        "steps_count": 12, "step_ms": 1100.0, "tokens_count": 1100,
+    }  # fmt: skip
+
+
+def test_what_is_said_of_every_card_counts_on_each_from_the_first_look_on() -> None:
+    table = JobTable()
+    table.apply(message(device="*", event="start", model_flops_total=0.0), 0)
+    table.apply(message(device="*", model_flops_total=5e12), 1000)
+    assert table.counters("a", "llama") == {"model_flops": 0.0}
+    table.apply(message(device="*", model_flops_total=7e12), 2000)
+    assert table.counters("a", "llama") == {"model_flops": 2e12}
+    assert table.counters("b", "llama") == {"model_flops": 0.0}
+    assert table.counters("a", "another") == {}
+    assert table.finals("a")["llama", None] == {"model_flops": 2e12}
+
+
+def test_a_card_whose_own_process_counts_takes_nothing_from_the_word_for_every_card() -> None:
+    table = JobTable()
+    table.apply(message(7, device="*", event="start", model_flops_total=0.0, tokens_total=0), 0)
+    table.apply(message(8, device="a", event="start", model_flops_total=0.0), 0)
+    table.counters("a", "llama")
+    table.apply(message(7, device="*", model_flops_total=9e12, tokens_total=50), 1000)
+    table.apply(message(8, device="a", model_flops_total=1e12), 1000)
+    assert table.counters("a", "llama") == {"model_flops": 1e12, "tokens_count": 50}
+
+
+def test_a_process_that_finds_its_card_later_counts_there_what_it_did_meanwhile() -> None:
+    table = JobTable()
+    table.apply(message(device=None, event="start", model_flops_total=0.0), 0)
+    table.apply(message(device="cuda:GPU-A", model_flops_total=3e12), 1000)
+    table.apply(message(device="cuda:GPU-A", model_flops_total=4e12, reported_ms_total=50.0), 2000)
+    assert table.counters("a", "llama") == {"model_flops": 4e12, "reported_ms": 50.0}
+
+
+def test_what_others_say_of_a_job_completes_what_its_processes_on_the_card_say() -> None:
+    table = JobTable()
+    said = {"phase": "checkpoint", "convention": "full", "dtype": "fp8"}
+    table.apply(message(7, device="*", **said), 0)
+    found = table.completed(Labels(team="nlp", dtype="bf16"), "a", "llama")
+    assert (found.team, found.dtype, found.phase, found.convention) == (
+        "nlp", "bf16", "checkpoint", "full",
+    )  # fmt: skip
+    assert table.completed(Labels(), "a", "another") == Labels()
+    table.apply(message(7, device="*", event="exit"), 1000)
+    assert table.completed(Labels(), "a", "llama") == Labels()

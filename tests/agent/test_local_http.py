@@ -137,9 +137,11 @@ def test_now_is_the_host_its_cards_and_what_waits() -> None:
     (card,) = now.cards
     assert (card.age_seconds, card.failure) == (1.0, None)
     assert card.absent == {"power_watts": "not_supported"}
-    assert card.estimate.hfu_lo == card.estimate.hfu_hi == pytest.approx(0.5)
+    assert card.estimate.hfu == pytest.approx(0.5)
+    assert card.estimate.hfu_lo == pytest.approx(0.5 * (1 - 0.02327), abs=1e-5)
+    assert card.estimate.hfu_hi == pytest.approx(0.5 * (1 + 0.02327), abs=1e-5)
     assert card.estimate.mfu is None
-    assert card.estimate.mfu_lo == pytest.approx(0.36)
+    assert card.estimate.mfu_lo == pytest.approx(0.36 * (1 - 0.02327), abs=1e-5)
     assert [(h.job, h.team, h.bucket) for h in card.holders] == [("41", "vision", "ACTIVE")]
     assert card.processes is not None
     assert [process.pid for process in card.processes] == [7]

@@ -58,6 +58,87 @@ def test_a_process_holds_its_card_from_its_first_reading_to_the_first_without_it
     ]
 
 
+def held(seconds: list[tuple[int, ...] | None], **labels: Labels) -> list[tuple[Bucket, str, int]]:
+    """Return (bucket, job, ms) of a card with these processes, a second apart; of like neighbours the sum."""
+    source, fold, rows = processes(**labels), Fold(), []
+    for second, pids in enumerate(seconds):
+        now = reading(second, pids)
+        rows += fold.add(now, source.shares(now, JobTable()))
+    rows += fold.close(2_000_000_000_000)
+    spans: list[tuple[Bucket, str, int]] = []
+    for row in sorted(rows, key=lambda row: (row.start_unix_ms, row.texts["job"] or "")):
+        card_ms = row.card_times["card_ms"]
+        span = (row.bucket, row.texts["job"] or "", card_ms)
+        if spans and spans[-1][:2] == span[:2]:
+            span = (*span[:2], spans.pop()[2] + card_ms)
+        spans.append(span)
+    return spans
+
+
+def test_a_process_in_one_reading_alone_holds_nothing() -> None:
+    free, active = Bucket.FREE, Bucket.ACTIVE
+    assert held([(), (5,), (), ()]) == [(free, "", 3000)]
+    assert held([(5,), (), ()]) == [(free, "", 2000)]  # also in the agent's first reading
+    assert held([(), (5,), (6,), ()]) == [(free, "", 3000)]
+    assert held([(), (5,), (5, 6), (5,), ()]) == [
+        *((free, "", 1000), (active, "pid-5", 3000))
+    ]  # a flash takes nothing of who stays
+    assert held([(), (5,)]) == [(free, "", 1000)]  # not decided yet: not accounted for
+
+
+def test_a_reading_without_a_list_confirms_nobody_and_ends_nobody() -> None:
+    free, active = Bucket.FREE, Bucket.ACTIVE
+    assert held([(), (5,), None, None, ()]) == [(free, "", 4000)]
+    assert held([(), (5,), None, (5,), ()]) == [(free, "", 3000), (active, "pid-5", 1000)]
+    assert held([(5,), (5,), None, None, ()]) == [(active, "pid-5", 4000)]
+    assert held([(5,), (5, 6), None, (5,), ()]) == [(active, "pid-5", 4000)]
+
+
+@pytest.mark.parametrize("failure", ["released", "unresponsive"])
+def test_a_flash_before_the_driver_is_let_go_or_falls_silent_holds_nothing(failure: str) -> None:
+    source, fold, rows = processes(), Fold(), []
+    silent: dict[str, Any] = {"pids": None, "sm": None, "alive": False, "failure": failure}
+    for second, said in enumerate([{"pids": (5,)}, silent, silent, {"pids": ()}, {"pids": ()}]):
+        now = reading(second, **said)
+        rows += fold.add(now, source.shares(now, JobTable()))
+    rows += fold.close(2_000_000_000_000)
+    assert {row.bucket for row in rows} == {Bucket.FREE}
+    assert sum(row.duration_ms for row in rows) == 4000
+
+
+def test_a_process_that_declares_itself_counts_at_once() -> None:
+    source, table, fold, rows = processes(), JobTable(), Fold(), []
+    table.apply(Message(v=1, pid=5, job="llama"), 0)
+    for second, pids in enumerate([(), (5, 6), (), ()]):
+        now = reading(second, pids)
+        rows += fold.add(now, source.shares(now, table))
+    rows += fold.close(2_000_000_000_000)
+    assert [(row.bucket, row.duration_ms, row.texts["job"]) for row in rows] == [
+        (Bucket.FREE, 1000, None),
+        (Bucket.ACTIVE, 1000, "llama"),
+        (Bucket.FREE, 1000, None),
+    ]
+
+
+def test_a_job_whose_next_process_is_a_flash_ends_with_its_last_one() -> None:
+    same = {"p5": Labels(job="a"), "p6": Labels(job="a")}
+    assert held([(5,), (5,), (6,), (), ()], **same) == [
+        *((Bucket.ACTIVE, "a", 2000), (Bucket.FREE, "", 2000))
+    ]
+    assert held([(5,), (5,), (6,), (6,), ()], **same) == [(Bucket.ACTIVE, "a", 4000)]
+
+
+def test_a_flash_leaves_a_declared_card_to_its_declaration() -> None:
+    source, table, fold, rows = processes(), JobTable(), Fold(), []
+    table.apply(Message(v=1, pid=9, job="llama", device="cuda:GPU-Aa"), 0)
+    for second, pids in enumerate([(), (5,), (), ()]):
+        now = reading(second, pids)
+        rows += fold.add(now, source.shares(now, table))
+    rows += fold.close(2_000_000_000_000)
+    assert {(row.bucket, row.texts["job"]) for row in rows} == {(Bucket.IDLE_ALLOC, "llama")}
+    assert sum(row.card_times["resident_ms"] for row in rows) == 0
+
+
 def test_processes_of_one_job_are_one_share_and_jobs_share_equally() -> None:
     source = processes(p1=Labels(job="a", team="t"), p2=Labels(job="a"), p3=Labels(job="b"))
     shares = source.shares(reading(0, (1, 2, 3)), JobTable())
@@ -88,6 +169,19 @@ def test_a_declared_job_names_the_share_and_brings_its_flops() -> None:
     table.apply(Message(**declared, dtype="bf16", model_flops_total=4e12), 1000)
     (share,) = source.shares(reading(0, (5,)), table)
     assert (share.job, share.dtype, share.model_flops_total) == ("llama", "bf16", 4e12)
+
+
+def test_what_is_said_of_every_card_of_a_job_counts_where_its_processes_are() -> None:
+    source, table = processes(p5=Labels(job="llama", dtype="bf16")), JobTable()
+    said: dict[str, Any] = {"v": 1, "pid": 99, "job": "llama", "device": "*", "phase": "eval"}
+    table.apply(Message(**said, event="start", steps_total=0), 0)
+    source.shares(reading(0, (5,)), table)
+    table.apply(Message(**said, steps_total=7), 1000)
+    (share,) = source.shares(reading(1, (5,)), table)
+    assert (share.job, share.dtype, share.phase) == ("llama", "bf16", "eval")
+    assert share.counters == {"steps_count": 7}
+    (free,) = source.shares(reading(2, ()), table)
+    assert (free.bucket, free.counters) == (Bucket.FREE, None)
 
 
 def test_a_card_declared_without_a_process_is_idle_alloc_and_active_if_nobody_can_list_them() -> (

@@ -105,6 +105,20 @@ def test_what_has_no_value_is_nan_and_a_field_never_seen_is_no_column() -> None:
     assert math.isnan(third)
 
 
+def test_a_field_that_comes_later_moves_no_value_of_another() -> None:
+    recorder = Recorder()
+    recorder.see(reading(NOW, power_watts=1.0), ())
+    recorder.see(reading(NOW + 1000, power_watts=2.0, temperature_celsius=20.0), ())
+    recorder.see(reading(NOW + 2000, sm_clock_mhz=3.0, power_watts=4.0), ())
+    recorder.request(asked(NOW, NOW + 3000), NOW + 10_000)
+    (part,) = everything(recorder, NOW + 10_000)
+    held = columns(part)
+    assert held["power_watts"] == [1.0, 2.0, 4.0]
+    assert held["temperature_celsius"][1] == 20.0
+    assert held["sm_clock_mhz"][2] == 3.0
+    assert sum(map(math.isnan, held["temperature_celsius"] + held["sm_clock_mhz"])) == 4
+
+
 def test_a_counter_keeps_its_differences_whatever_its_height() -> None:
     recorder = Recorder()
     for i in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -64,6 +65,39 @@ def test_without_an_agent_nothing_is_left_behind(
     assert not window.path.exists()
     assert main(["release", "--end"]) == 1
     assert "no agent" in capsys.readouterr().err
+
+
+def agents_window(tmp_path: Path) -> Window:
+    """The window as an agent has it that starts now."""
+    return Window(tmp_path / "run" / "release", kept=tmp_path / "data")
+
+
+def test_a_window_outlives_a_restart_that_empties_its_directory(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    agents_window(tmp_path)  # of an agent that ran before: nothing to keep
+    line = Window(run / "release").ask(600)
+    before = agents_window(tmp_path)
+    before.answer(RELEASED)
+    until = before.open_until()
+    shutil.rmtree(run)  # systemd, when the agent stops
+    run.mkdir()
+    after = agents_window(tmp_path)
+    assert until is not None
+    assert after.open_until() == until
+    after.answer(RELEASED)
+    assert after.answer_to(line) == RELEASED
+    after.close()
+    shutil.rmtree(run)
+    run.mkdir()
+    assert agents_window(tmp_path).open_until() is None  # it was over
+
+
+def test_a_window_that_was_ended_without_an_agent_does_not_come_back(tmp_path: Path) -> None:
+    asked = Window(tmp_path / "run" / "release")
+    asked.ask(600)
+    agents_window(tmp_path).answer(RELEASED)
+    asked.end()
+    assert agents_window(tmp_path).open_until() is None
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,60 @@ async def test_a_status_with_the_newest_rows_goes_beside_a_backlog(delivery: Del
     await drained(stream)
 
 
+async def test_without_a_backlog_a_status_tells_driver_and_spool_and_carries_no_rows(
+    delivery: Delivery,
+) -> None:
+    stream = delivery.stream(status_seconds=60.0, idle_status_seconds=0.2)
+    stream.tell(pb.IntervalRows(slot=[1], start_unix_ms=[77]), "ok")
+
+    def said() -> list[tuple[str, int]]:
+        frames = [f.status for f in delivery.collector.seen if f.HasField("status")]
+        assert max((f.ByteSize() for f in frames), default=0) < 40
+        assert not any(f.spool_batches for f in frames)
+        return [(f.driver_state, f.rows_produced) for f in frames]
+
+    await delivery.collector.until(lambda: said() == [("ok", 0)])
+    delivery.collector.hold.clear()
+    fill(delivery.spool, 1)
+    stream.wake()
+    await delivery.collector.until(lambda: delivery.collector.in_flight_max == 1)
+    await asyncio.sleep(0.3)  # a batch that is on its way is no backlog: Status waits for it
+    stream.wake()
+    delivery.collector.hold.set()
+    await drained(stream)
+    await asyncio.sleep(0.3)
+    stream.wake()
+    await delivery.collector.until(lambda: said()[-1] == ("ok", 2))
+
+
+async def test_another_state_of_the_driver_is_told_before_the_minute_is_over(
+    delivery: Delivery,
+) -> None:
+    stream = delivery.stream(status_seconds=0.01, idle_status_seconds=3600.0)
+    for state in ("ok", "lost"):
+        stream.tell(pb.IntervalRows(), state)
+        stream.wake()
+        await delivery.collector.until(
+            lambda s=state: any(f.status.driver_state == s for f in delivery.collector.seen)  # type: ignore[misc]
+        )
+    assert sum(f.HasField("status") for f in delivery.collector.seen) == 2
+
+
+@pytest.mark.parametrize("steps", range(4))  # of the loop in between
+async def test_a_stream_that_is_woken_and_cancelled_at_one_moment_ends(
+    delivery: Delivery, steps: int
+) -> None:
+    stream = delivery.stream()
+    await delivery.collector.until(lambda: bool(delivery.collector.seen))
+    await asyncio.sleep(0.1)
+    stream.wake()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    delivery.tasks[0].cancel()
+    done, _ = await asyncio.wait({delivery.tasks[0]}, timeout=30)
+    assert done
+
+
 async def test_goodbye_is_the_last_word_and_ends_the_stream(delivery: Delivery) -> None:
     fill(delivery.spool, 3)
     stream = delivery.stream()

@@ -23,7 +23,8 @@ from flopwatch import sdk
 from flopwatch.sender import Sender
 from flopwatch_agent.allocation.processes import Processes
 from flopwatch_agent.interval import Fold
-from flopwatch_agent.jobs import Intake, JobTable
+from flopwatch_agent.job_intake import Intake
+from flopwatch_agent.jobs import JobTable
 from flopwatch_agent.labels import Labels
 from flopwatch_agent.reading import Device, Reading
 from flopwatch_proto.errors import UsageError

@@ -169,3 +169,78 @@ def test_a_model_that_needs_data_is_refused_with_the_way_out() -> None:
 def test_a_model_with_nothing_to_count_is_refused() -> None:
     with pytest.raises(UsageError, match="nothing"):
         flopwatch.auto(nn.ReLU(), example_inputs=torch.ones(2, 4))
+
+
+class Config(SimpleNamespace):
+    """A config as transformers has them."""
+
+
+def test_a_sliding_window_and_packed_documents_leave_less_attention() -> None:
+    model = Transformer()
+    full = counting.per_token(model, seq_len=TOKENS).by_convention["full"]
+    assert full == pytest.approx(FULL)
+    model.config.sliding_window = TOKENS // 4
+    window = TOKENS // 4
+    keys = window - window**2 / (2 * TOKENS)
+    found = counting.per_token(model, seq_len=TOKENS)
+    assert found.flops == pytest.approx(6 * N + 12 * LAYERS * WIDTH * keys)
+    assert found.by_convention["full"] == pytest.approx(6 * N + 12 * LAYERS * WIDTH * window)
+    model.config.layer_types = ["sliding_attention"] + ["full_attention"] * (LAYERS - 1)
+    one = counting.per_token(model, seq_len=TOKENS).flops
+    assert one == pytest.approx(6 * N + 12 * WIDTH * keys + 6 * (LAYERS - 1) * WIDTH * TOKENS)
+    del model.config.sliding_window
+    documents = (TOKENS // 2, TOKENS // 4, TOKENS // 4)
+    mean = sum(d * d for d in documents) / TOKENS
+    packed = counting.per_token(model, seq_len=TOKENS, document_tokens=documents)
+    assert packed.flops == pytest.approx(6 * N + 6 * LAYERS * WIDTH * mean)
+
+
+def test_grouped_queries_cost_as_much_attention_as_heads() -> None:
+    heads, groups, dimension = 4, 2, 16
+
+    class Grouped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = Config(num_hidden_layers=1, hidden_size=64, num_attention_heads=heads)
+            self.embedding = nn.Embedding(50, 64)
+            self.q, self.o = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+            self.kv = nn.Linear(64, 2 * groups * dimension, bias=False)
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            x = self.embedding(ids)
+            shape = (*x.shape[:2], -1, dimension)
+            k, v = self.kv(x).chunk(2, dim=-1)
+            q, k, v = (y.view(shape).transpose(1, 2) for y in (self.q(x), k, v))
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return self.o(y.transpose(1, 2).flatten(2))
+
+    parameters = 64 * 64 * 2 + 64 * 2 * groups * dimension
+    found = counting.per_token(Grouped(), seq_len=TOKENS)
+    assert found.convention == "causal_half"
+    assert found.flops == pytest.approx(6 * parameters + 6 * heads * dimension * TOKENS)
+
+
+def test_a_mixture_of_experts_costs_what_a_token_passes_through() -> None:
+    experts, top_k = 8, 2
+
+    class Mixture(Transformer):
+        """Data chooses: it could not run on shapes alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config.num_local_experts, self.config.num_experts_per_tok = experts, top_k
+            self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(experts))
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            raise RuntimeError("routing needs data")
+
+    one = WIDTH * WIDTH + WIDTH
+    found = counting.per_token(Mixture(), seq_len=TOKENS)
+    assert found.convention == "causal_half"
+    assert found.flops == pytest.approx(HALF + 6 * top_k * one)
+
+
+def test_the_jobs_own_convention_is_kept_as_a_factor() -> None:
+    with flopwatch.auto(Transformer(), seq_len=TOKENS, reports="full") as meter:
+        assert meter.reported_factor == pytest.approx(FULL / HALF)
+        assert meter.convention == "causal_half"

@@ -49,7 +49,9 @@ def card(index: int = 0, **more: Any) -> CardNow:
             "clock_event_reasons": 4.0,
         },
         "absent": {},
-        "estimate": Estimate(dtype="bf16", hfu_lo=0.432, hfu_hi=0.432, mfu_lo=0.311, mfu_hi=0.432),
+        "estimate": Estimate(
+            dtype="bf16", hfu=0.432, hfu_lo=0.422, hfu_hi=0.442, mfu_lo=0.304, mfu_hi=0.442
+        ),
         "holders": [HELD],
         "processes": [CardProcess(pid=100 + index, memory_bytes=71 * 2**30)],
     }
@@ -106,13 +108,22 @@ def line(shown: list[str], start: str) -> str:
     return next(one for one in shown if one.startswith(start))
 
 
-@pytest.mark.parametrize("width", [80, 100, 116, 160])
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
 def test_eight_cards_fit_and_each_has_its_line_whole(width: int) -> None:
     shown = lines(now(*(card(i) for i in range(8))), width)
     assert max(map(len, shown)) <= width
     for index in range(8):
         own = line(shown, f"{index:02x}:00.0 ")
-        for text in ("train-7b-41710", " 90 ", " 45 ", "43.2", "31–43", "71/80", "688/700", " 66 "):
+        for text in (
+            "train-7b-41710",
+            " 90 ",
+            " 45 ",
+            "43.2±1.0",
+            "30–44",
+            "71/80",
+            "688/700",
+            " 66 ",
+        ):
             assert text in f"{own} "
         assert "memory" in own
     assert ("1755/1980" in "".join(shown)) == (width >= top_view.WIDE_COLUMNS)
@@ -130,7 +141,9 @@ def test_a_terminal_of_24_rows_holds_all_of_it() -> None:
 
 
 def test_what_is_declared_is_a_figure_and_what_is_not_is_between_bounds_or_a_dash() -> None:
-    declared = Estimate(dtype="bf16", hfu_lo=0.43, hfu_hi=0.43, mfu=0.38, mfu_lo=0.38, mfu_hi=0.38)
+    declared = Estimate(
+        dtype="bf16", hfu=0.43, hfu_lo=0.42, hfu_hi=0.44, mfu=0.38, mfu_lo=0.38, mfu_hi=0.38
+    )
     shown = lines(
         now(
             card(0, estimate=declared),
@@ -138,7 +151,7 @@ def test_what_is_declared_is_a_figure_and_what_is_not_is_between_bounds_or_a_das
         ),
         80,
     )
-    assert line(shown, "00:00.0").split()[4:6] == ["43.0", "38.0"]
+    assert line(shown, "00:00.0").split()[4:6] == ["43.0±1.0", "38.0"]
     assert line(shown, "01:00.0").split() == [
         *("01:00.0", "train-7b-41710", "—", "—", "—", "—", "—/—", "—/—", "—", "—", "—")
     ]

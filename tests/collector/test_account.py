@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evidence_tables import (
+    GPM_SPREAD,
     H100_BF16_FLOPS,
     MINUTE,
     roster,
@@ -215,9 +216,10 @@ def test_a_job_that_starts_declaring_moves_no_headline() -> None:
     assert before["mfu"]["declared_share"] == 0
     assert after["mfu"]["declared_share"] == 1
     assert before["mfu"]["value"] is None
-    assert before["mfu"]["lo"] == pytest.approx(0.72 * 0.43)
-    assert before["mfu"]["hi"] == pytest.approx(0.43)
+    assert before["mfu"]["lo"] == pytest.approx(0.72 * 0.43 * (1 - GPM_SPREAD))
+    assert before["mfu"]["hi"] == pytest.approx(0.43 * (1 + GPM_SPREAD))
     assert after["mfu"]["value"] == pytest.approx(0.36)
+    assert after["mfu"]["lo"] == after["mfu"]["hi"] == after["mfu"]["value"]
     shares = steps(talking)
     assert shares["model_flops"] == pytest.approx(0.36)
     assert shares["recompute"] == pytest.approx(0.07)
@@ -245,8 +247,44 @@ def test_without_a_reference_clock_the_clock_step_is_null_and_u_is_bounded() -> 
     assert fall["tensor_gap"] == pytest.approx(0.4)
     hfu = figures(made, MINUTE)["hfu"]
     assert hfu["value"] is None
-    assert hfu["lo"] == pytest.approx(0.4 * 0.985)
-    assert hfu["hi"] == pytest.approx(0.5 * 1.015)
+    assert hfu["lo"] == pytest.approx(0.4 * (1 - GPM_SPREAD))
+    assert hfu["hi"] == pytest.approx(0.5 * (1 + GPM_SPREAD))
+
+
+@pytest.mark.parametrize(
+    ("method", "spread"),
+    [("cycle_counters", 0.02191), ("gpm", GPM_SPREAD), ("dcgm", 0.04152)],
+)
+def test_a_method_that_knows_less_has_wider_bounds(method: str, spread: float) -> None:
+    hfu = figures(sheet(minute(sm=0.9, tensor=0.5, efficiency_method=method)), MINUTE)["hfu"]
+    assert hfu["value"] == pytest.approx(0.5)
+    assert hfu["lo"] == pytest.approx(0.5 * (1 - spread), abs=1e-5)
+    assert hfu["hi"] == pytest.approx(0.5 * (1 + spread), abs=1e-5)
+
+
+def test_methods_are_mixed_by_what_each_of_them_counted() -> None:
+    idle = minute(sm=0.1, tensor=0.0, name="s1", efficiency_method="dcgm")
+    busy = minute(sm=0.9, tensor=0.4, efficiency_method="gpm")
+    equal = minute(sm=0.9, tensor=0.4, name="s1", efficiency_method="dcgm")
+    slots = [slot(), slot(name="s1")]
+    alone = figures(sheet([*busy, *idle], slots=slots), MINUTE)["hfu"]
+    assert alone["hi"] == pytest.approx(0.2 * (1 + GPM_SPREAD))
+    mixed = figures(sheet([*busy, *equal], slots=slots), MINUTE)["hfu"]
+    assert mixed["hi"] == pytest.approx(0.4 * (1 + (GPM_SPREAD + 0.04152) / 2), abs=1e-5)
+
+
+def test_a_card_with_neither_counters_nor_declaration_is_unattributed() -> None:
+    blind = dict.fromkeys(
+        ("sm_active_ms", "tensor_active_ms", "sm_active_clock_ms", "tensor_active_clock_ms",
+         "u_flops", "u_lo_flops", "u_hi_flops"),
+    )  # fmt: skip
+    made = sheet(minute(counted_ms=0, efficiency_method="none", power_watts_max=690.0, **blind))
+    shares = {name: share for name, share in steps(made).items() if share}
+    assert shares == {"unattributed": pytest.approx(1.0)}
+    shown = figures(made, MINUTE)
+    assert (shown["hfu"]["value"], shown["hfu"]["lo"], shown["hfu"]["hi"]) == (None, None, None)
+    assert (shown["mfu"]["value"], shown["mfu"]["lo"], shown["mfu"]["hi"]) == (None, None, None)
+    assert shown["hfu"]["methods"] == [{"method": "none", "share": 1.0}]
 
 
 def test_lost_points_name_the_buckets() -> None:

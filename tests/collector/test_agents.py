@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from evidence_tables import row
-from flopwatch_collector.agents import AGENTS_MAX, FORGET_MS, Agents
+from flopwatch_collector.agents import AGENTS_MAX, FORGET_MS, TOLD_MS, Agents
 from flopwatch_collector.live import Live
 from flopwatch_collector.rules.registry import rule_named
+from flopwatch_proto import codec
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 NOW = 1_800_000_000_000
@@ -30,7 +31,9 @@ def test_an_agent_says_who_it_is_when_it_comes_and_how_far_behind_it_is_later() 
     (one,) = agents.listed(NOW + 5_000)
     assert (one["spool_batches"], one["driver_state"]) == (7, "lost")
     assert (one["clock_skew_ms"], one["heard_unix_ms"]) == (-1_000, NOW + 5_000)
-    (one,) = agents.listed(NOW + 70_000)
+    (one,) = agents.listed(NOW + 5_000 + TOLD_MS)  # one word in between may be lost
+    assert (one["spool_batches"], one["driver_state"]) == (7, "lost")
+    (one,) = agents.listed(NOW + 5_001 + TOLD_MS)
     assert (one["spool_batches"], one["driver_state"]) == (None, None)
 
 
@@ -66,3 +69,13 @@ def test_live_state_hears_rows_and_leaves() -> None:
     assert (one["heard_unix_ms"], one["left"]) == (NOW + 13_000, True)
     live.hello(hello(), NOW + 20_000)
     assert live.agents.listed(NOW)[0]["left"] is False
+
+
+def test_an_agent_without_a_backlog_tells_its_driver_and_its_spool_too() -> None:
+    live = Live(NOW, lambda cluster: rule_named("mfu").defaults)
+    live.hello(hello(), NOW)
+    said = pb.Status(taken_unix_ms=NOW, driver_state="unresponsive", rows_dropped=3)
+    live.status("atlas", "n0", False, said, codec.decode_rows(said.newest), NOW)
+    (one,) = live.agents.listed(NOW + 60_000)
+    assert (one["driver_state"], one["spool_batches"]) == ("unresponsive", 0)
+    assert one["rows_dropped"] == 3

@@ -11,6 +11,7 @@ import pytest
 from evidence_tables import MINUTE, roster, row, slot
 from flopwatch_collector.ledger.evidence import Window
 from flopwatch_collector.ledger.fleet import fleet
+from flopwatch_collector.ledger.lines import CLOCK_REASONS
 from flopwatch_collector.ledger.rollup import Rollup
 from flopwatch_collector.ledger.window import asked_window, sheet_of_window
 from flopwatch_collector.telemetry.schema import TABLES
@@ -20,6 +21,7 @@ from flopwatch_proto.rows import Bucket
 # Near the present: the store lets raw rows go 35 days after they arrived.
 T0 = int(time.time()) // 3600 * 3_600_000 - 24 * 3_600_000 + 4 * MINUTE
 NOW = T0 + 40 * MINUTE
+HOUR = 60 * MINUTE
 
 
 def put(
@@ -76,6 +78,63 @@ def test_rolled_up_and_raw_answers_are_the_same(store: TelemetryStore) -> None:
         "ACTIVE": (150 + 180) * 10_000,
         "UNSEEN": 5 * MINUTE,
     }
+
+
+def test_parts_of_steps_are_the_same_from_raw_rows_minutes_and_hours(store: TelemetryStore) -> None:
+    held = dict.fromkeys((f"throttled_{r}_ms" for r in CLOCK_REASONS), 100.0)
+    told: dict[str, Any] = {**held, "dram_active_ms": 5_600.0, "nvlink_tx_bytes": 2.5e12}
+    begin, hours = T0 // HOUR * HOUR - 4 * HOUR, 3
+    put(store, "slot", [slot(start=begin, end=begin + hours * HOUR)])
+    many = [
+        row(
+            t,
+            sm=0.9,
+            tensor=0.5,
+            clock=0.9,
+            phase="eval" if t // MINUTE % 7 == 0 else "steady",
+            **told,
+        )
+        for t in range(begin, begin + hours * HOUR, 10_000)
+    ]
+    put(store, "interval", many)
+    window = Window(start=begin, end=begin + hours * HOUR)
+    raw = fleet(store, window, NOW, {})["fleet"]["waterfall"]
+    settle(Rollup(store), NOW)
+    assert store.query("SELECT count() AS n FROM fleet_hour", {})["n"][0].as_py() > 0
+    rolled = fleet(store, window, NOW, {})["fleet"]["waterfall"]
+    whole = {s["step"]: s["card_seconds"] for s in raw}
+    shares = {s["step"]: {p["name"]: p["card_seconds"] for p in s["parts"]} for s in raw}
+    assert shares["clock"]["power"] == pytest.approx(whole["clock"] / 100)
+    assert 0 < shares["tensor_gap"]["memory"] < whole["tensor_gap"]
+    assert shares["eval_checkpoint"]["eval"] == pytest.approx(whole["eval_checkpoint"])
+    for a, b in zip(raw, rolled, strict=True):
+        assert [p["name"] for p in a["parts"]] == [p["name"] for p in b["parts"]]
+        for part, same in zip(a["parts"], b["parts"], strict=True):
+            for figure in ("card_seconds", "lo", "hi"):
+                assert (same[figure] is None) is (part[figure] is None)
+                assert (same[figure] or 0) == pytest.approx(part[figure] or 0, rel=1e-9, abs=1e-6)
+
+
+def test_lost_steps_and_a_reference_dtype_show_in_the_fleet_and_add_up(
+    store: TelemetryStore,
+) -> None:
+    put(store, "slot", [slot(start=T0, end=T0 + 10 * MINUTE)])
+    put(store, "interval", rows(0, 60, job="a", steps_count=5.0, phase="steady"))
+    told = {"node": "n0", "kind": "job_restart", "job": "a", "code": 60}
+    lost = "started again at step 60: 30 steps lost"
+    put(store, "event", [told | {"time_unix_ms": T0 + 5 * MINUTE, "text": lost}])
+    window = Window(start=T0, end=T0 + 10 * MINUTE)
+    for references, in_bf16 in (({}, 1.0), ({"atlas": "fp8", "nobody": "fp4"}, 0.5)):
+        made = fleet(store, window, NOW, {}, references)
+        for found in (made["fleet"]["waterfall"], made["clusters"][0]["waterfall"]):
+            steps = {s["step"]: s["card_seconds"] for s in found}
+            assert steps["rework"] == pytest.approx(600 * 0.5 * in_bf16 * 30 / 300, rel=1e-3)
+            assert steps["hardware_flops"] == pytest.approx(9 * steps["rework"])
+            assert sum(v or 0 for v in steps.values()) == pytest.approx(600, rel=1e-9)
+            if references:
+                assert steps["dtype"] == pytest.approx(600 * 0.5 / 2, rel=1e-3)
+            else:
+                assert steps["dtype"] is None
 
 
 def test_a_late_row_that_cuts_a_silence_in_two_changes_the_verdict_of_its_neighbours(

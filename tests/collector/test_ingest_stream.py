@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -441,3 +442,30 @@ async def test_a_picture_of_now_that_fails_does_not_keep_rows_from_being_acknowl
         assert await agent.acked(1) == 1
         await agent.send(batch(2, [row(NOW_MS + 10_000)]))
         assert await agent.acked(2) == 1
+
+
+@pytest.mark.parametrize("table", ["dirty", "interval", "receipt"])  # marks, rows, receipts
+async def test_a_store_that_stalls_holds_up_no_other_stream(
+    served: Served, store: TelemetryStore, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    append, asked, moves = store.append, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def stalled(name: str, columns: Any) -> int:
+        if name == table:
+            loop.call_soon_threadsafe(asked.set)
+            if not moves.wait(20):  # whoever should let the store move waits for it
+                moves.set()
+        return append(name, columns)
+
+    monkeypatch.setattr(store, "append", stalled)
+    async with Agent(served.port) as agent:
+        await agent.send(batch(1, [row(NOW_MS)]))
+        await asked.wait()
+        async with Agent(served.port, node_id="n2") as other:
+            await other.send(pb.AgentFrame(status=pb.Status(driver_state="ok")))
+            while "status 0" not in served.heard.calls:
+                await asyncio.sleep(0.01)
+        assert not moves.is_set()
+        moves.set()
+        assert await agent.acked(1) == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evidence_tables import MINUTE, roster, row, slot
+from evidence_tables import GPM_SPREAD, MINUTE, roster, row, slot
 from flopwatch_collector.live import Live
 from flopwatch_collector.rules import Observation
 from flopwatch_collector.rules.registry import rule_named
@@ -69,7 +69,7 @@ def test_a_batch_that_came_twice_counts_once() -> None:
     speak(now, T0, range(4))
     seen = observe(now, T0 + 10_000)
     assert seen["allocation"].in_service_cards == CARDS
-    assert seen["mfu"].hi == pytest.approx(0.5)
+    assert seen["mfu"].hi == pytest.approx(0.5 * (1 + GPM_SPREAD))
 
 
 def test_silence_opens_the_bounds_and_names_the_nodes() -> None:
@@ -126,8 +126,8 @@ def test_mfu_is_of_the_trailing_two_minutes_and_of_its_classes() -> None:
     for i in range(12):
         speak(now, T0 + i * 10_000, workload_class="training" if i < 6 else "inference")
     seen = observe(now, T0 + 2 * MINUTE)["mfu"]
-    assert seen.hi == pytest.approx(0.5)
-    assert seen.lo == pytest.approx(0.36)
+    assert seen.hi == pytest.approx(0.5 * (1 + GPM_SPREAD))
+    assert seen.lo == pytest.approx(0.36 * (1 - GPM_SPREAD))
     for i in range(12):
         speak(now, T0 + 2 * MINUTE + i * 10_000, workload_class="inference")
     assert observe(now, T0 + 4 * MINUTE)["mfu"].hi is None

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 
+from evidence_tables import GPM_SPREAD
 from flopwatch_agent.clock import SystemClock, wall_unix_ms
 from processes import Collector, awaited, backfill, collector, running
 
@@ -178,15 +179,16 @@ def check(figures: Any) -> None:
         "schedulable_allocation": (figures["schedulable_allocation"]["value"], ALLOCATED / USABLE),
         "hfu": (hfu["value"], HFU),
         "hfu.coverage": (hfu["coverage"], COUNTED / ALLOCATED),
-        "mfu.lo": (mfu["lo"], (MODEL + 0.72 * OPEN) / COUNTED),
-        "mfu.hi": (mfu["hi"], (MODEL + OPEN) / COUNTED),
+        "mfu.lo": (mfu["lo"], (MODEL + 0.72 * (1 - GPM_SPREAD) * OPEN) / COUNTED),
+        "mfu.hi": (mfu["hi"], (MODEL + (1 + GPM_SPREAD) * OPEN) / COUNTED),
         "mfu.declared_share": (mfu["declared_share"], (DECLARED.seconds + IDLE_ALLOC) / COUNTED),
         "yield": (figures["yield"]["value"], ALLOCATED / SEEN * HFU),
     }
     wrong = {name: pair for name, pair in wanted.items() if abs(pair[0] - pair[1]) > POINT}
     assert wrong == {}
     assert mfu["value"] is None
-    assert hfu["lo"] <= HFU <= hfu["hi"]
+    spread = (hfu["hi"] - hfu["lo"]) / 2 / HFU
+    assert spread == pytest.approx(GPM_SPREAD, rel=0.01)
     check_waterfall(figures["waterfall"])
 
 

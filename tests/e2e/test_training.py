@@ -34,6 +34,8 @@ class Trained:
     Attributes:
         ceiling_flops: what the probe reached, FLOP/s, as it printed it.
         steps, seconds: by the job's own count and clock.
+        step_flops: of one step, counted live by torch while it ran.
+        loop_seconds: of the steps after the first, by the job's own clock.
         start, end: a window that holds all of the job, as the API takes it.
         cluster: what the API answers about that window.
     """
@@ -41,6 +43,8 @@ class Trained:
     ceiling_flops: float
     steps: int
     seconds: float
+    step_flops: float
+    loop_seconds: float
     start: str
     end: str
     cluster: Any
@@ -75,13 +79,15 @@ def trained(shared: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iter
             ceiling_flops=json.loads(probed.stdout)["median_flops"],
             steps=last["steps"],
             seconds=(last["unix_ms"] - first["unix_ms"]) / 1000,
+            step_flops=last["step_flops"],
+            loop_seconds=last["loop_seconds"],
             start=moment(start),
             end=moment(end),
             cluster=shared.cluster("lab", moment(start), moment(end)),
         )
 
 
-def train(env: dict[str, str]) -> list[dict[str, int]]:
+def train(env: dict[str, str]) -> list[dict[str, Any]]:
     """Run the job for about 15 s; return what it said."""
     with subprocess.Popen(
         [sys.executable, str(PROGRAM)],
@@ -134,6 +140,26 @@ def test_mfu_is_flops_over_time_over_the_probed_peak(trained: Trained) -> None:
     assert shown == pytest.approx(flops / allocated_s / trained.ceiling_flops, rel=1e-9)
     slack = READ_S / trained.seconds
     assert shown == pytest.approx(flops / trained.seconds / trained.ceiling_flops, rel=slack)
+
+
+def test_declared_mfu_is_within_two_percent_of_one_measured_without_us(
+    shared: Collector, trained: Trained
+) -> None:
+    (row,) = shared.sql(
+        "SELECT sum(model_flops) AS flops, sum(steps_count) AS steps, sum(step_ms) AS ms "
+        "FROM interval FINAL WHERE node = 'lab-0' AND job != ''"
+    )
+    assert row["steps"] == pytest.approx(trained.steps)
+    declared = row["flops"] / (row["ms"] / 1e3) / trained.ceiling_flops
+    alone = (trained.steps - 1) * trained.step_flops / trained.loop_seconds / trained.ceiling_flops
+    assert declared == pytest.approx(alone, rel=0.02)
+
+
+def test_what_happened_to_the_run_is_told(shared: Collector, trained: Trained) -> None:
+    rows = shared.sql(
+        "SELECT kind FROM event FINAL WHERE node = 'lab-0' AND job = 'toy' ORDER BY time_unix_ms"
+    )
+    assert [row["kind"] for row in rows] == ["job_start", "job_exit"]
 
 
 def test_no_figure_by_a_datasheet_is_made_up_for_a_processor(trained: Trained) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 
+from evidence_tables import GPM_SPREAD
 from flopwatch_agent.clock import SystemClock, wall_unix_ms
 from processes import Collector, awaited, backfill
 
@@ -35,8 +36,10 @@ def check(figures: Any, window_s: float, *, steps: dict[str, float] = STEPS) -> 
     assert figures["hfu"]["coverage"] == 1.0
     assert figures["hfu"]["methods"] == [{"method": "gpm", "share": 1.0}]
     assert figures["mfu"]["value"] is None
-    assert figures["mfu"]["hi"] == pytest.approx(0.40574, abs=DIGITS)
-    assert figures["mfu"]["lo"] == pytest.approx(0.72 * 0.40574, abs=DIGITS)
+    assert figures["hfu"]["lo"] == pytest.approx(0.40574 * (1 - GPM_SPREAD), abs=DIGITS)
+    assert figures["hfu"]["hi"] == pytest.approx(0.40574 * (1 + GPM_SPREAD), abs=DIGITS)
+    assert figures["mfu"]["hi"] == pytest.approx(0.40574 * (1 + GPM_SPREAD), abs=DIGITS)
+    assert figures["mfu"]["lo"] == pytest.approx(0.72 * 0.40574 * (1 - GPM_SPREAD), abs=DIGITS)
     assert figures["mfu"]["declared_share"] == 0.0
     waterfall = {step["step"]: step for step in figures["waterfall"]}
     for name, step in waterfall.items():

@@ -6,12 +6,12 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from flopwatch_kernels import gemm, gemm_devices, peaks
+from flopwatch_kernels import card, gemm, gemm_devices, peaks
 from flopwatch_kernels.errors import ProbeError
 from flopwatch_kernels.flops import gemm_flops
 from flopwatch_kernels.gemm_operands import Shape, operand_bytes
-from flopwatch_kernels.messages import ProbeResult, ProbeSpec
-from flopwatch_kernels.sensors import NoSensor, Sensor
+from flopwatch_kernels.messages import Message, ProbeResult, ProbeSpec, Progress
+from flopwatch_kernels.sensors import Identity, NoSensor, Reading, Sensor
 
 SPEC = ProbeSpec(
     device="cpu",
@@ -32,6 +32,7 @@ class Fake:
 
     name: str = "cuda:GPU-fake"
     threads: int | None = None
+    sm_count: int | None = 132
     warm_up_iterations: int = 5
     iterations_min: int = 10
     iterations_max: int = 300
@@ -61,10 +62,18 @@ class Fake:
 def measure(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, *, dtype: str = "bf16", sustained: bool = False
 ) -> tuple[ProbeResult, list[str]]:
-    monkeypatch.setattr(gemm, "Cpu", lambda spec: fake)
-    said: list[str] = []
+    result, told = measured(fake, monkeypatch, dtype=dtype, sustained=sustained)
+    return result, [each.text for each in told]
+
+
+def measured(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, *, dtype: str = "bf16", sustained: bool = False
+) -> tuple[ProbeResult, list[Progress]]:
+    monkeypatch.setattr(gemm, "open_device", lambda spec: fake)
+    said: list[Message] = []
     spec = msgspec.structs.replace(SPEC, dtype=dtype, sustained=sustained)
-    return gemm.measure(spec, said.append), said
+    result = gemm.measure(spec, said.append)
+    return result, [each for each in said if isinstance(each, Progress)]
 
 
 def test_the_shape_with_the_highest_median_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +82,10 @@ def test_the_shape_with_the_highest_median_wins(monkeypatch: pytest.MonkeyPatch)
     assert result.median_flops == pytest.approx(8e14)
     assert result.datasheet_flops == pytest.approx(989.4e12)
     assert result.of_datasheet == pytest.approx(8e14 / 989.4e12)
-    assert len(said) == 3
+    assert [sum("TFLOP/s" in line for line in said), len(said)] == [3, 4]
+    assert {each.shape: each.median_flops for each in result.shapes} == pytest.approx(
+        {CUBE: 4e14, FLAT: 8e14, DEEP: 6e14}
+    )
 
 
 def test_a_steady_device_needs_the_least_iterations_and_a_noisy_one_more(
@@ -107,6 +119,67 @@ def test_a_sustained_probe_loads_the_winner_and_says_so(monkeypatch: pytest.Monk
     assert "sustained" in said[-1]
 
 
+def test_a_sustained_load_is_told_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    result, _ = measure(Fake(None, 0.0), monkeypatch, sustained=True)
+    seconds = [moment.seconds for moment in result.moments]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] >= 0.05 * 0.99
+    assert len(seconds) <= 120
+    assert [moment.flops for moment in result.moments] == pytest.approx([8e14] * len(seconds))
+
+
+def test_the_steps_of_a_probe_are_counted_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for sustained in (False, True):
+        _, told = measured(Fake(None, 0.0), monkeypatch, sustained=sustained)
+        counted = [(each.done, each.total) for each in told if each.total is not None]
+        assert counted == sorted(counted)
+        assert counted[0] == (1, 3)
+        assert counted[-1] == (3, 3)
+
+
+def test_a_probe_states_how_well_it_knows_its_median(monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy, _ = measure(Fake(None, 0.03), monkeypatch)
+    assert noisy.precision == pytest.approx(0.03)  # durations of 0.97, 1 and 1.03 in turn
+    steady, _ = measure(Fake(None, 0.0), monkeypatch)
+    assert steady.precision == 0
+
+
+class Clocked(NoSensor):
+    """A card at a known clock, which the power limit held back for a while."""
+
+    def __init__(self) -> None:
+        self._throttled = itertools.count(5.0, 0.25)
+
+    def read(self) -> Reading:
+        return Reading(clock_mhz=1755.0)
+
+    def throttled_seconds(self) -> dict[str, float]:
+        return {"power": next(self._throttled)}
+
+    def identity(self) -> Identity:
+        return Identity(serial="1650123", driver_version="595.58.03")
+
+
+def test_the_clock_tells_silicon_from_software(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake("NVIDIA H100 80GB HBM3", 0.0)
+    fake.sensor = Clocked()
+    result, _ = measure(fake, monkeypatch)
+    assert result.sm_clock_mhz == 1755
+    assert result.of_peak_at_clock == pytest.approx(8e14 / (132 * 4096 * 1755e6))
+    assert result.throttle_seconds == {"power": 0.25}
+    assert (result.serial, result.driver_version) == ("1650123", "595.58.03")
+
+
+def test_a_capped_card_has_no_peak_at_its_clock() -> None:
+    h20, h100 = (peaks.find(name) for name in ("NVIDIA H20", "NVIDIA H100 80GB HBM3"))
+    assert h20 is not None
+    assert h100 is not None
+    for peak, expected in ((h20.peaks["bf16"], None), (h100.peaks["bf16"], pytest.approx(1.0))):
+        at_clock = gemm.of_peak_at_clock(78 * 4096 * 1e9, peak, sm_count=78, clock_mhz=1000.0)
+        assert at_clock == expected
+    assert gemm.of_peak_at_clock(1e14, h100.peaks["bf16"], sm_count=132, clock_mhz=None) is None
+
+
 def test_unknown_readings_are_none_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     result, _ = measure(Fake(None, 0.0), monkeypatch)
     readings = (
@@ -122,9 +195,9 @@ def test_unknown_readings_are_none_and_never_zero(monkeypatch: pytest.MonkeyPatc
 
 def test_two_probes_of_one_card_exclude_each_other() -> None:
     name = "cuda:GPU-00000000-test-of-the-lock"
-    with gemm_devices.lock_device(name), pytest.raises(ProbeError, match="another probe"):
-        gemm_devices.lock_device(name)
-    gemm_devices.lock_device(name).close()
+    with card.lock_device(name), pytest.raises(ProbeError, match="another probe"):
+        card.lock_device(name)
+    card.lock_device(name).close()
 
 
 def test_the_memory_of_a_shape_counts_operands_output_and_draft() -> None:

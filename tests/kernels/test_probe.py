@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from flopwatch_kernels import probe
+from flopwatch_kernels.messages import Progress
 from flopwatch_kernels.probe import (
     PROBE_KINDS,
     ProbeError,
@@ -24,6 +25,7 @@ from flopwatch_kernels.probe import (
 )
 from flopwatch_proto.errors import FlopwatchError
 
+BROKEN = ProbeKind(name="gemm", module="broken_probe", dtypes=("fp32",), on_cpu=True)
 FAST = ProbeLimits(wall_seconds=110.0, memory_bytes_max=2 << 30)
 
 
@@ -42,27 +44,31 @@ def reference_flops(shape: tuple[int, int, int], iterations: int = 12) -> list[f
 
 
 @pytest.fixture(scope="module")
-def measured() -> tuple[ProbeResult, list[str]]:
-    said: list[str] = []
+def measured() -> tuple[ProbeResult, list[Progress]]:
+    said: list[Progress] = []
     return run_probe(limits=FAST, on_progress=said.append), said
 
 
 def test_the_probe_agrees_with_torch_timed_by_hand(
-    measured: tuple[ProbeResult, list[str]],
+    measured: tuple[ProbeResult, list[Progress]],
 ) -> None:
     result, _ = measured
     # Other work on the machine moves either side: compare with the whole range seen by hand.
+    assert result.shape is not None
     by_hand = reference_flops(result.shape) + reference_flops(result.shape)
+    assert result.median_flops is not None
+    assert result.max_flops is not None
     assert result.median_flops < 3 * max(by_hand)
     assert result.max_flops > statistics.median(by_hand) / 3
 
 
 def test_the_result_of_a_cpu_is_complete_and_in_order(
-    measured: tuple[ProbeResult, list[str]],
+    measured: tuple[ProbeResult, list[Progress]],
 ) -> None:
     result, said = measured
     assert (result.kind, result.device, result.dtype) == ("gemm", "cpu", "fp32")
-    assert result.p10_flops <= result.median_flops <= result.p90_flops <= result.max_flops
+    rates = (result.p10_flops, result.median_flops, result.p90_flops, result.max_flops)
+    assert list(rates) == sorted(rate for rate in rates if rate is not None)
     assert result.iterations >= 2
     assert result.seconds > 0
     assert not result.sustained
@@ -72,11 +78,18 @@ def test_the_result_of_a_cpu_is_complete_and_in_order(
     assert result.datasheet_flops is None
     assert result.of_datasheet is None
     assert 0 not in (result.sm_clock_mhz, result.power_watts, result.energy_joules)
-    assert len(said) == 3
-    assert all("TFLOP/s" in line for line in said)
+    assert [(each.done, each.total) for each in said[1:]] == [(1, 3), (2, 3), (3, 3)]
+    assert all("TFLOP/s" in each.text for each in said[1:])
+    assert [shape.iterations >= 2 for shape in result.shapes] == [True] * 3
+    assert result.median_flops == max(shape.median_flops for shape in result.shapes)
+    assert result.precision is not None
+    assert result.precision > 0
+    assert (result.outcome, result.reason, result.median_value, result.unit) == ("ok",) + (
+        None,
+    ) * 3
 
 
-def test_a_result_survives_json(measured: tuple[ProbeResult, list[str]]) -> None:
+def test_a_result_survives_json(measured: tuple[ProbeResult, list[Progress]]) -> None:
     result, _ = measured
     encoded = msgspec.json.encode(result)
     assert msgspec.json.decode(encoded, type=ProbeResult) == result
@@ -108,9 +121,18 @@ def test_too_little_memory_is_an_error_that_names_the_cap() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"dtype": "bf17"}, r"unknown dtype 'bf17': --dtype takes fp32, .*int8"),
+        ({"dtype": "bf17"}, r"unknown dtype 'bf17': --dtype of --kind gemm takes fp32, .*int8"),
         ({"dtype": "tf32"}, r"a CPU has no tf32: pass --dtype fp32, or --device cuda:N"),
         ({"kind": "tensor-core"}, r"unknown probe kind 'tensor-core': --kind takes gemm"),
+        ({"kind": "sdc", "dtype": "fp32"}, r"--dtype of --kind sdc takes bf16, fp16, int8, fp8"),
+        ({"kind": "bandwidth", "dtype": "bf16"}, r"--dtype of --kind bandwidth is not for this"),
+        ({"kind": "tensor"}, r"a CPU has no tensor probe: pass --device cuda:N"),
+        ({"kind": "p2p", "device": "cuda:0"}, r"between two cards: pass --peer cuda:N"),
+        ({"kind": "p2p", "device": "cuda:0", "peer": "0"}, r"--peer 0: it takes another card"),
+        (
+            {"kind": "gemm", "device": "cuda:0", "peer": "cuda:1"},
+            r"--peer cuda:1: it takes another",
+        ),
         ({"device": "gpu0"}, r"unknown device 'gpu0': --device takes cpu, cuda:N"),
         ({"device": "cuda:0; true"}, r"unknown device"),
     ],
@@ -180,7 +202,7 @@ def test_a_child_that_breaks_is_an_error_in_words(
 ) -> None:
     (tmp_path / "broken_probe.py").write_text(body)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(probe, "PROBE_KINDS", (ProbeKind(name="gemm", module="broken_probe"),))
+    monkeypatch.setattr(probe, "PROBE_KINDS", (BROKEN,))
     with pytest.raises(ProbeError, match=text):
         run_probe(limits=FAST)
 
@@ -190,10 +212,12 @@ def test_a_child_sees_one_card_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe._environment(None)["CUDA_VISIBLE_DEVICES"] == ""
     assert probe._environment("GPU-1a2b")["CUDA_VISIBLE_DEVICES"] == "GPU-1a2b"
     assert probe._environment("3")["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert probe._environment("0", "1")["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_importing_the_package_loads_neither_torch_nor_nvml() -> None:
-    modules = ["errors", "flops", "gemm", "messages", "peaks", "probe", "sensors", "statistic"]
+    modules = ["calibrate", "calibration", "card", "checksum", "child", "errors", "flops", "gemm"]
+    modules += ["goldens", "messages", "peaks", "probe", "sdc", "sensors", "statistic"]
     script = f"import {', '.join('flopwatch_kernels.' + m for m in modules)}, sys\n"
     script += "print([m for m in ('torch', 'pynvml', 'numpy') if m in sys.modules])"
     told = subprocess.run(
@@ -204,4 +228,11 @@ def test_importing_the_package_loads_neither_torch_nor_nvml() -> None:
 
 def test_a_probe_error_is_an_error_of_flopwatch() -> None:
     assert issubclass(ProbeError, FlopwatchError)
-    assert [kind.name for kind in PROBE_KINDS] == ["gemm"]
+
+
+def test_every_kind_has_a_module_and_a_dtype_of_its_own() -> None:
+    for kind in PROBE_KINDS:
+        assert importlib.util.find_spec(kind.module) is not None
+        for on_cpu in (False, True):
+            dtype = probe.default_dtype(kind, on_cpu=on_cpu)
+            assert (dtype in kind.dtypes) if kind.dtypes else dtype is None

@@ -3,12 +3,13 @@
 import itertools
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from flopwatch_kernels.sensors import (
     CpuSensor,
+    Identity,
     NoSensor,
     NvmlSensor,
     Reading,
@@ -81,12 +82,21 @@ class Fake:
     def __init__(self) -> None:
         self._temperatures = itertools.chain((40.0, 60.0), itertools.repeat(50.0))
         self._joules = itertools.count(0, 10)
+        self._throttled = iter(
+            ({"power": 3.0, "reset": 9.0}, {"power": 3.5, "reset": 1.0, "new": 7.0})
+        )
 
     def read(self) -> Reading:
         return Reading(clock_mhz=1830.0, temperature_celsius=next(self._temperatures))
 
     def energy(self) -> tuple[tuple[float, float | None], ...]:
         return ((float(next(self._joules)), None),)
+
+    def throttled_seconds(self) -> dict[str, float]:
+        return next(self._throttled)
+
+    def identity(self) -> Identity:
+        return Identity()
 
 
 def test_a_watch_keeps_means_and_the_highest_temperature() -> None:
@@ -97,6 +107,15 @@ def test_a_watch_keeps_means_and_the_highest_temperature() -> None:
     assert summary.clock_mhz == 1830
     assert summary.temperature_celsius == 60
     assert summary.power_watts is None
+    assert watch.newest().clock_mhz == 1830
+
+
+def test_time_below_the_clock_is_a_difference_and_a_counter_that_ran_back_or_came_is_unknown() -> (
+    None
+):
+    with Watch(Fake(), period_seconds=0.001) as watch:
+        pass
+    assert watch.summary().throttle_seconds == {"power": 0.5}
 
 
 def test_energy_over_a_short_window_is_unknown_and_over_a_long_one_gives_power() -> None:
@@ -124,6 +143,20 @@ class Driver(ModuleType):
 
     class NVMLError(Exception):
         """As in pynvml."""
+
+    NVML_FI_DEV_PERF_POLICY_POWER = 74
+    NVML_FI_DEV_PERF_POLICY_THERMAL = 75
+
+    def nvmlDeviceGetFieldValues(self, card: str, fields: list[int]) -> list[SimpleNamespace]:
+        if fields == [75]:
+            return [SimpleNamespace(nvmlReturn=3, value=SimpleNamespace(ullVal=0))]
+        return [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(ullVal=1_500_000_000))]
+
+    def nvmlDeviceGetSerial(self, card: str) -> bytes:
+        return b"1650123"
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "595.58.03"
 
     def nvmlInit(self) -> None: ...
 
@@ -153,4 +186,6 @@ def test_a_reading_that_the_driver_refuses_is_none_beside_the_others(
     card = NvmlSensor("0")
     assert card.read() == Reading(clock_mhz=1755, power_watts=None, temperature_celsius=61)
     assert card.energy() == ((5.5, None),)
+    assert card.throttled_seconds() == {"power": 1.5}
+    assert card.identity() == Identity(serial="1650123", driver_version="595.58.03")
     assert card.compute_pids() is None

@@ -186,6 +186,15 @@ def test_the_units_start_what_is_installed(installed: Host) -> None:
     ]
 
 
+def test_the_slurm_hooks_lie_where_they_say(installed: Host) -> None:
+    hooks = sorted((ROOT / "deploy/slurm").glob("*.sh"))
+    assert hooks
+    for hook in hooks:
+        place = f"usr/share/flopwatch/slurm/{hook.name}"
+        assert f"/{place}" in hook.read_text()
+        assert os.access(installed.root / place, os.X_OK)
+
+
 def test_what_is_purged_leaves_nothing(installed: Host, before: set[str]) -> None:
     (installed.root / "etc/flopwatch/probing.enabled").touch()
     installed.dpkg("--purge", "flopwatch")
@@ -214,8 +223,8 @@ def test_the_rpm_holds_the_same_files_and_says_what_it_needs(built: Built) -> No
 def test_the_collectors_package_adds_to_the_agents_and_repeats_nothing() -> None:
     agent = packages.distributions(packages.AGENT.extras)
     collector = packages.distributions(packages.COLLECTOR.extras)
-    assert {"grpcio", "msgspec", "nvidia-ml-py"} <= agent < collector
-    assert {"chdb", "fastapi", "sqlalchemy"} <= collector - agent
+    assert {"grpclib", "msgspec", "nvidia-ml-py"} <= agent < collector
+    assert {"chdb", "fastapi", "grpcio", "sqlalchemy"} <= collector - agent
     assert not {"torch", "pytest", "numpy", "chdb"} & agent
 
 

@@ -122,7 +122,7 @@ class Lab:
 
     def slots(self) -> dict[str, list[str]]:
         """Node → the PCI addresses that its cards would have."""
-        return {n: [f"00000000:{i + 1:02X}:00.0" for i in range(CARDS)] for n in self.nodes}
+        return {n: [f"0000:{i + 1:02x}:00.0" for i in range(CARDS)] for n in self.nodes}
 
     def run(self, *command: str) -> str:
         """What a command of Slurm prints."""

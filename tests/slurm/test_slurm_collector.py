@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakenvml import Script, build, device
 from flopwatch.cli import doctor_slurm
-from processes import FLOPWATCH, Collector, awaited, collector, environment
+from flopwatch_agent.clock import SystemClock, wall_unix_ms
+from flopwatch_collector.ledger.evidence import Window
+from flopwatch_collector.ledger.window import sheet_of_window
+from flopwatch_collector.roster.slurm import SILENT_ROSTERS_MAX
+from flopwatch_collector.telemetry.remote import RemoteStore
+from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
+from processes import FLOPWATCH, Collector, agent, awaited, collector, environment, running
 from slurm.lab import CARDS, Lab
+from slurm.test_slurm_roster import buckets, check_partitioned, held_by_the_node, said_by
 
 CONFIG = """
 inventory = "{inventory}"
@@ -107,6 +118,108 @@ def test_a_difference_is_told_card_by_card_with_its_reason(lab: Lab, beside: Col
     assert "drained (psu)" in mine[0]["reason"]
 
 
+@pytest.fixture
+def watched(
+    lab: Lab, beside: Collector, tmp_path: Path
+) -> Iterator[Callable[[str, list[int]], None]]:
+    """Start an agent on a node of the lab, whose driver shows these processes on its first three cards."""
+    with ExitStack() as stack:
+
+        def start(node: str, pids: list[int]) -> None:
+            slots = lab.slots()[node]
+            script = Script(tmp_path / "script.txt").write(
+                *(device(i, pci=slot, gpm={2: 90, 5: 45}) for i, slot in enumerate(slots)),
+                *(f"device {i} process {pid} compute 1073741824" for i in range(3) for pid in pids),
+            )
+            paths = [str(build(tmp_path / "fakenvml")), os.environ.get("LD_LIBRARY_PATH", "")]
+            env = environment(
+                LD_LIBRARY_PATH=os.pathsep.join(filter(None, paths)),
+                FAKENVML_SCRIPT=str(script.path),
+                FLOPWATCH_SOCKET=str(tmp_path / "jobs.sock"),
+                FLOPWATCH_ALLOCATION__SLURM="on",
+                FLOPWATCH_ALLOCATION__SLURM_NODE=node,
+                FLOPWATCH_ALLOCATION__PROLOG=str(lab.home / "prolog"),
+                FLOPWATCH_ALLOCATION__GRES_CONF=str(lab.home / "etc" / "gres.conf"),
+            )
+            arguments = agent(
+                beside.grpc, tmp_path / "data", cluster="real", node=node, interval="5s"
+            )
+            stack.enter_context(running(*arguments, log=tmp_path / "agent.log", env=env))
+
+        yield start
+
+
+def rows_of(beside: Collector, node: str) -> set[tuple[str, str, str, bool]]:
+    """Return (bucket, job, user, rogue) of the newest row of each of the node's first three cards."""
+    listed = beside.sql(
+        "SELECT bucket, job, user, rogue FROM interval FINAL WHERE cluster = 'real' "
+        "AND node = {node:String} ORDER BY slot, start_unix_ms DESC LIMIT 1 BY slot LIMIT 3",
+        node=node,
+    )
+    return {(Bucket(r["bucket"]).name, r["job"], r["user"], r["rogue"]) for r in listed}
+
+
+def rogue_ms(beside: Collector, node: str, since_unix_ms: int) -> dict[str, int]:
+    """Return user → card-milliseconds without an allocation, by the account that the API reads."""
+    now = wall_unix_ms(SystemClock())
+    window = Window(start=since_unix_ms, end=now)
+    sheet = sheet_of_window(RemoteStore(beside.data / "read.sock"), "real", window, now, node)
+    found: dict[str, int] = {}
+    for user in set(sheet.texts["user"][sheet.rogue]):
+        found[str(user)] = sheet.where(sheet.rogue & (sheet.texts["user"] == user)).time()
+    return found
+
+
+async def test_a_killed_slurmd_loses_the_node_while_its_processes_are_rogue(
+    lab: Lab, beside: Collector, watched: Callable[[str, list[int]], None]
+) -> None:
+    node = lab.nodes[11]
+    job = lab.submit("-A", "red", "-w", node, "--gres=gpu:3")
+    lab.until_state(job, "R")
+    processes = lab.pids_of(node, job)
+    assert processes
+    watched(node, processes)
+    since = wall_unix_ms(SystemClock())
+    awaited(lambda: rows_of(beside, node) == {("ACTIVE", job, "root", False)} or None, "its rows")
+    assert rogue_ms(beside, node, since) == {}  # while Slurm covers it
+    lab.kill_slurmd(node)
+    try:
+        lab.until("it is missed", lambda: "NOT_RESPONDING" in _state(lab, node))
+        silent: dict[str, int] = {}
+        if "DOWN" not in _state(lab, node):
+            said = await said_by(lab)
+            assert buckets(said, node)[Bucket.ALLOCATED] == 3  # one silence is a moment's weakness
+            silent = {node: SILENT_ROSTERS_MAX}
+            said = await said_by(lab, silent)
+            if said.silent[node] > SILENT_ROSTERS_MAX and "DOWN" not in _state(lab, node):
+                assert buckets(said, node) == {Bucket.FAILED: CARDS}
+        lab.until("the node is down", lambda: "DOWN" in _state(lab, node))
+        lab.until_state(job, "PD")
+        said = await said_by(lab)
+        check_partitioned(said)
+        assert buckets(said, node) == {Bucket.MISSING: CARDS}
+        assert not any(w.bucket in ALLOCATED_BUCKETS for w in said.words)
+        # The scheduler has let go, the node has not: what the agent reads there is what makes it ROGUE.
+        assert lab.pids_of(node, job) == processes
+        assert lab.cards_open_to(node, job) == {0, 1, 2}
+        assert held_by_the_node(lab, node) == {0: {job}, 1: {job}, 2: {job}}
+        down = wall_unix_ms(SystemClock())
+        stranger = awaited(lambda: rogue_ms(beside, node, down), "the account calls it ROGUE")
+        assert stranger.keys() == {"root"}
+        assert 0 < stranger["root"] <= 3 * (wall_unix_ms(SystemClock()) - down)
+    finally:
+        lab.run("scancel", job)
+        lab.start_slurmd(node)
+        lab.until("the node is back", lambda: _state(lab, node) == "IDLE")
+
+
+def _state(lab: Lab, node: str) -> str:
+    """The node's state; sinfo by itself may show an old one for minutes after a node went down."""
+    found_state = re.search(r"State=(\S+)", lab.run("scontrol", "show", "node", node))
+    assert found_state is not None
+    return found_state[1]
+
+
 def test_doctor_says_that_it_answers_and_what_it_hides(lab: Lab) -> None:
     lab.until_state(lab.submit("--gres=gpu:2"), "R")
     facts = {fact[0]: fact for fact in doctor_slurm.slurm(lab.environ)}
@@ -120,7 +233,7 @@ def test_doctor_says_that_it_answers_and_what_it_hides(lab: Lab) -> None:
 
 def test_without_a_slurm_here_nothing_can_be_compared(tmp_path: Path) -> None:
     done = subprocess.run(
-        [*FLOPWATCH, "check", "allocation"],
+        [*FLOPWATCH, "check", "allocation", "--scheduler", "slurm"],
         env=environment(SLURM_CONF=str(tmp_path / "slurm.conf")),
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip

@@ -13,11 +13,11 @@ import pytest
 from flopwatch_agent.allocation.slurm import jobs_by_minor
 from flopwatch_collector.roster.answers import NotAnsweredError
 from flopwatch_collector.roster.said import Said, Word
-from flopwatch_collector.roster.slurm import SILENT_ROSTERS_MAX, Reading, judge
+from flopwatch_collector.roster.slurm import Reading, judge
 from flopwatch_collector.roster.slurm_commands import SlurmCommands, found
 from flopwatch_collector.roster.slurm_layout import jobs_of, nodes_of
 from flopwatch_collector.roster.slurm_rest import SlurmRest
-from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
+from flopwatch_proto.rows import Bucket
 from slurm.lab import CARDS, CGROUPS, Lab
 
 NODES = 32
@@ -335,46 +335,6 @@ async def test_over_rest_it_says_the_same(lab: Lab) -> None:
     said = judge(nodes_of(answers.nodes), jobs_of(answers.jobs), lab.slots(), reading=Reading())
     check_partitioned(said)
     assert buckets(said) == {Bucket.ALLOCATED: 5, Bucket.MAINT: 8, Bucket.FREE: NODES * CARDS - 13}
-
-
-async def test_a_killed_slurmd_loses_the_node_while_its_processes_run(lab: Lab) -> None:
-    node = lab.nodes[11]
-    job = lab.submit("-A", "red", "-w", node, "--gres=gpu:3")
-    lab.until_state(job, "R")
-    processes = lab.pids_of(node, job)
-    assert processes
-    lab.kill_slurmd(node)
-    try:
-        lab.until("it is missed", lambda: "NOT_RESPONDING" in _state(lab, node))
-        silent: dict[str, int] = {}
-        if "DOWN" not in _state(lab, node):
-            said = await said_by(lab)
-            assert buckets(said, node)[Bucket.ALLOCATED] == 3  # one silence is a moment's weakness
-            silent = {node: SILENT_ROSTERS_MAX}
-            said = await said_by(lab, silent)
-            if said.silent[node] > SILENT_ROSTERS_MAX and "DOWN" not in _state(lab, node):
-                assert buckets(said, node) == {Bucket.FAILED: CARDS}
-        lab.until("the node is down", lambda: "DOWN" in _state(lab, node))
-        lab.until_state(job, "PD")
-        said = await said_by(lab)
-        check_partitioned(said)
-        assert buckets(said, node) == {Bucket.MISSING: CARDS}
-        assert not any(w.bucket in ALLOCATED_BUCKETS for w in said.words)
-        # The scheduler has let go, the node has not: what the agent reads there is what makes it ROGUE.
-        assert lab.pids_of(node, job) == processes
-        assert lab.cards_open_to(node, job) == {0, 1, 2}
-        assert held_by_the_node(lab, node) == {0: {job}, 1: {job}, 2: {job}}
-    finally:
-        lab.run("scancel", job)
-        lab.start_slurmd(node)
-        lab.until("the node is back", lambda: _state(lab, node) == "IDLE")
-
-
-def _state(lab: Lab, node: str) -> str:
-    """The node's state; sinfo by itself may show an old one for minutes after a node went down."""
-    found_state = re.search(r"State=(\S+)", lab.run("scontrol", "show", "node", node))
-    assert found_state is not None
-    return found_state[1]
 
 
 async def test_a_controller_that_is_away_is_no_answer(lab: Lab) -> None:

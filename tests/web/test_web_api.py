@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from evidence_tables import GPM_SPREAD
 from flopwatch_collector.ledger.waterfall import OWNERS
 from flopwatch_collector.web import shapes
 from web.web_server import HOSTILE, METRICS, Web
@@ -162,8 +163,8 @@ def test_a_series_has_the_figures_of_its_steps_and_null_elsewhere(web: Web) -> N
         web.get("/api/v1/series", metric=m, by="fleet", step="1m", **asked).json()["series"][0]
         for m in ("mfu_lo", "mfu_hi")
     ]
-    assert bounds[0]["values"][-1] == pytest.approx(0.4 * 0.72)
-    assert bounds[1]["values"][-1] == pytest.approx(0.4)
+    assert bounds[0]["values"][-1] == pytest.approx(0.4 * 0.72 * (1 - GPM_SPREAD))
+    assert bounds[1]["values"][-1] == pytest.approx(0.4 * (1 + GPM_SPREAD))
 
 
 def test_metrics_are_the_collectors_and_the_clusters(web: Web) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
-from flopwatch_agent.events.catalogue import explained
 from flopwatch_agent.reading import Device
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -79,8 +78,8 @@ class Word:
 
 
 def told(kind: str, text: str, unix_ms: int, slot: str = "") -> pb.Event:
-    """Return an event with its severity and action."""
-    return explained(pb.Event(slot=slot, time_unix_ms=unix_ms, kind=kind, text=text[:1000]))
+    """Return an event."""
+    return pb.Event(slot=slot, time_unix_ms=unix_ms, kind=kind, text=text[:1000])
 
 
 class SilentError(Exception):

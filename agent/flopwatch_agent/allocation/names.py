@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flopwatch_agent.jobs import JobTable
@@ -11,14 +11,14 @@ from flopwatch_agent.labels import Labels
 
 @dataclass(slots=True)
 class _Account:
-    """Attributes: total: model FLOPs; seen: declared name → its counter when last looked at."""
+    """Attributes: totals: by column; seen: declared name → its counters when last looked at."""
 
-    total: float = 0.0
-    seen: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class JobNames:
-    """Labels and declared FLOPs by the scheduler's job. Jobs may declare under other names than it has.
+    """Labels and declared counters by the scheduler's job. Jobs may declare under other names than it has.
 
     Args:
         labels_of: pid → labels of its environment.
@@ -28,37 +28,46 @@ class JobNames:
         self._labels_of = labels_of
         self._accounts: dict[str, dict[str, _Account]] = {}
 
-    def labels(self, pids: Sequence[int], jobs: JobTable) -> Labels:
+    def labels(self, device: str, job: str, pids: Sequence[int], jobs: JobTable) -> Labels:
         """Return the labels of a job's processes on a card: a declaration's, else the first one's."""
         if not pids:
-            return Labels()
+            return jobs.completed(Labels(), device, job)
         known = jobs.for_pids(pids)
-        if known:
-            return next(iter(known.values())).labels
-        return self._labels_of(pids[0])
+        labels = next(iter(known.values())).labels if known else self._labels_of(pids[0])
+        for name in sorted(self._names(job, pids, jobs)):
+            labels = jobs.completed(labels, device, name)
+        return labels
 
-    def flops_total(
+    def counters(
         self, slot: str, device: str, job: str, pids: Sequence[int], jobs: JobTable
-    ) -> float | None:
-        """Return a counter of the model FLOPs that a job's processes declared for a card; None: none.
+    ) -> Mapping[str, float] | None:
+        """Return the counters of what a job's processes declared for a card, by column; None: nothing.
 
         A name that joins later adds nothing of what it counted before.
         """
-        names = {declared.job for declared in jobs.for_pids(pids).values()} | {job}
-        counters = {n: value for n in names if (value := jobs.flops_total(device, n)) is not None}
+        names = sorted(self._names(job, pids, jobs))
+        found = {name: totals for name in names if (totals := jobs.counters(device, name))}
         accounts = self._accounts.setdefault(slot, {})
-        if not counters:
+        if not found:
             accounts.pop(job, None)
             return None
-        account = accounts.get(job)
-        if account is None:
-            account = accounts[job] = _Account(total=sum(counters.values()))
-        else:
-            account.total += sum(
-                max(0.0, value - account.seen.get(name, value)) for name, value in counters.items()
-            )
-        account.seen = counters
-        return account.total
+        first = job not in accounts
+        account = accounts.setdefault(job, _Account())
+        for name, totals in found.items():
+            seen = account.seen.get(name, {} if first else totals)
+            for column, value in totals.items():
+                increase = max(0.0, value - seen.get(column, 0.0))
+                account.totals[column] = account.totals.get(column, 0.0) + increase
+        account.seen = found
+        return dict(account.totals)
+
+    def _names(self, job: str, pids: Sequence[int], jobs: JobTable) -> set[str]:
+        """Return the names under which something may be declared of a job's processes on a card."""
+        names = {declared.job for declared in jobs.for_pids(pids).values()} | {job}
+        if pids and len(jobs):
+            named = self._labels_of(pids[0]).job  # what wraps a process declares by its environment
+            names |= {named} if named else set()
+        return names
 
     def keep(self, slot: str, jobs: Sequence[str]) -> None:
         """Forget the accounts of jobs that no longer hold a card."""

@@ -1,8 +1,8 @@
 """Allocation where no scheduler speaks: a card is held by the processes on it.
 
-- A compute process makes its card ACTIVE from the first reading that shows it. One that is gone at the
-  next reading held it up to that reading and no longer: a flash of a process costs one reading period,
-  and nothing already accounted for is taken back.
+- A compute process seen in two readings running makes its card ACTIVE from the first of them. So the share of
+  a new one waits for the next reading (`Share.waits_for`), and a flash of a process costs nothing. A reading
+  that lists no processes confirms none. A process that declares itself counts at once.
 - A process that leaves the SMs at 0 for long makes the card IDLE_ALLOC: see `activity`.
 - Without a process a card is FREE, unless a job's declaration says that it holds it: then IDLE_ALLOC.
 - A host's processor is ACTIVE exactly while a declared job holds it: any process "uses" a processor.
@@ -14,6 +14,7 @@ the job is ``pid-<pid>``. Several jobs on one card share it equally.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from flopwatch_agent.allocation.activity import Activity
 from flopwatch_agent.jobs import Declared, JobTable, device_key
@@ -36,6 +37,7 @@ class Processes:
         self._labels_of = labels_of
         self._activity = Activity()
         self._pids: dict[str, tuple[int, ...]] = {}
+        self._new: dict[str, frozenset[int]] = {}
 
     def shares(self, reading: Reading, jobs: JobTable) -> tuple[Share, ...]:
         """Return who holds the reading's card from that reading on."""
@@ -44,14 +46,31 @@ class Processes:
         if reading.device.kind == "cpu":
             return self._split(declared, Bucket.ACTIVE, device, jobs, resident=bool(declared))
         if reading.processes is not None:
-            self._pids[slot] = tuple(sorted({process.pid for process in reading.processes}))
+            listed = frozenset(process.pid for process in reading.processes)
+            self._new[slot] = listed.difference(self._pids.get(slot, ()))
+            self._pids[slot] = tuple(sorted(listed))
         pids = self._pids.get(slot, ())
         known = jobs.for_pids(pids)
+        new = self._new.get(slot, frozenset()).difference(known)
+        if reading.processes is None:
+            pids, new = tuple(pid for pid in pids if pid not in new), frozenset()
         holders = [known.get(pid) or self._undeclared(pid) for pid in pids]
         # A card whose processes the driver cannot list is taken at its job's word.
         present = bool(holders) or (reading.processes is None and bool(declared))
         bucket = self._activity.buckets(reading, {None: present})[None]
-        return self._split(holders or declared, bucket, device, jobs, resident=present)
+        shares = self._split(holders or declared, bucket, device, jobs, resident=present)
+        if not new:
+            return shares
+        pids_of: dict[str, set[int]] = {}
+        for pid, holder in zip(pids, holders, strict=True):
+            pids_of.setdefault(holder.job, set()).add(pid)
+        without = self._split(declared, Bucket.IDLE_ALLOC, device, jobs, resident=False)
+        return tuple(
+            replace(share, waits_for=frozenset(own), otherwise=without)
+            if (own := pids_of[share.job or ""]) <= new
+            else share
+            for share in shares
+        )
 
     async def refresh(self) -> None:
         """Nobody has to be asked: readings carry their processes."""
@@ -93,6 +112,8 @@ class Processes:
                 source=self.name,
                 resident=resident,
                 model_flops_total=jobs.flops_total(device, job),
+                counters=jobs.counters(device, job),
             )
-            for job, labels in sorted(by_job.items())
+            for job, own in sorted(by_job.items())
+            for labels in (jobs.completed(own, device, job),)
         )

@@ -144,7 +144,8 @@ class Resolve:
         here = _is_here(card, present, holder)
         bucket = buckets[part.instance] if here else Bucket.IDLE_ALLOC
         slot, device = card.device.slot, device_key(card.device)
-        labels = self._names.labels(pids, jobs)
+        labels = self._names.labels(device, holder.job, pids, jobs)
+        counters = self._names.counters(slot, device, holder.job, pids, jobs)
         return Share(
             bucket=Bucket.SUSPENDED if holder.suspended else bucket,
             weight=part.weight,
@@ -158,7 +159,8 @@ class Resolve:
             convention=labels.convention,
             source=source,
             resident=None if card.pids is None else here,
-            model_flops_total=self._names.flops_total(slot, device, holder.job, pids, jobs),
+            model_flops_total=(counters or {}).get("model_flops"),
+            counters=counters,
         )
 
     def _card(self, reading: Reading) -> _Card:

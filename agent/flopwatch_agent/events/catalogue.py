@@ -9,7 +9,10 @@ Sources of the tables, read 2026-11; the words are ours:
   (docs.nvidia.com/health-validation/reference/checks/xid.md);
 - SXids: NVIDIA, "Fabric Manager User Guide" DU-09883-001 v1.3, appendix D, as tabulated in leptonai/gpud
   ``components/accelerator/nvidia/sxid/sxid.go``; whether one is fatal stands in the line itself;
-- the other kinds: this agent.
+- the other kinds: this agent; those of jobs (``job_…``) follow what jobs say of themselves.
+
+Origins tell kind, code and words; severity and action are added in one place, where events are collected
+(`Outgoing.tell`).
 
 A code that is not in the table is still an event, with the severity of its kind.
 """
@@ -265,6 +268,16 @@ KINDS: Final[dict[str, Entry]] = {
         "Compare with `nvidia-smi dmon`; restart other profilers of the card, then its driver.",
     ),
     "counter_trusted": Entry("info", "a counter that was suspect is used again"),
+    "counter_disagreement": Entry(
+        "warning",
+        "the card's cycle counters do not agree with its utilisation and are not used",
+        "None at once: utilisation is used instead; look for other profilers of the card.",
+    ),
+    "calibration_refused": Entry(
+        "warning",
+        "what is known to have run and what the counters say differ too much: no FLOPs of the card's rows",
+        "Do what the text says, then calibrate again: `flopwatch probe --kind calibrate`.",
+    ),
     "meter_dispute": Entry(
         "warning",
         "two who should know name different jobs for a card",
@@ -290,8 +303,28 @@ KINDS: Final[dict[str, Entry]] = {
         "a pod holds a device that no card here is known by",
         "Name its UUID in the file of [allocation] dra_devices.",
     ),
-    "capture_refused": Entry("warning", "a capture was asked for that cannot be taken"),
-    "capture_short": Entry("warning", "a capture does not reach over all of its window"),
+    "capture_refused": Entry(
+        "info",
+        "a capture was asked for that cannot be taken",
+        "Ask again as the text says.",
+    ),
+    "capture_short": Entry(
+        "info",
+        "a capture does not reach over all of its window",
+        "Ask sooner: the recorder of a node holds 15 minutes, and none of before its start.",
+    ),
+    "probe_corrupt": Entry(
+        "error",
+        "a probe on the card computed something wrong",
+        "Drain the node, repeat the screen cold and warm; if it comes back, return the card.",
+    ),
+    "job_start": Entry("info", "a job began"),
+    "job_checkpoint": Entry("info", "a job wrote a checkpoint"),
+    "job_eval": Entry("info", "a job evaluated its model"),
+    "job_restart": Entry(
+        "warning", "a job began again", "Look for events of its cards and hosts at that time."
+    ),
+    "job_exit": Entry("info", "a job ended"),
     "clock_step": Entry("warning", "the wall clock jumped", "Check the time service of the node."),
     "spool_degraded": Entry(
         "error", "the disk refuses data", "Make room on the disk, or repair it."

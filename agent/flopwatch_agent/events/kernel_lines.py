@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from flopwatch_agent.events.catalogue import explained
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 LINE_CHARACTERS_MAX: Final = 2_000
@@ -50,7 +49,7 @@ class KernelLines:
             event = self._line(_UNPRINTABLE.sub(" ", line[:LINE_CHARACTERS_MAX]))
             if event is not None:
                 event.time_unix_ms = time_unix_ms
-                events.append(explained(event))
+                events.append(event)
         return events
 
     def _line(self, line: str) -> pb.Event | None:

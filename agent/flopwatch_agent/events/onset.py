@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from flopwatch_agent.events.catalogue import explained
 from flopwatch_agent.reading import Reading, Share
 from flopwatch_proto.rows import Absence
 from flopwatch_proto.v1 import telemetry_pb2 as pb
@@ -170,7 +169,7 @@ class Onset:
             code=code,
             text=text,
         )
-        self._events.append(explained(event))
+        self._events.append(event)
 
 
 def _now_ms(reading: Reading) -> float:

@@ -23,7 +23,6 @@ import msgspec
 import structlog
 
 from flopwatch_agent.clock import SystemClock, wall_unix_ms
-from flopwatch_agent.events.catalogue import explained
 from flopwatch_agent.events.kernel_lines import KernelLines
 from flopwatch_agent.sources import NoDevice, SourceReport
 from flopwatch_agent.sources.pci import PCI_ROOT, nvidia_slots
@@ -78,7 +77,7 @@ class KernelLog:
             _log.warning("kernel_log_unreadable", text=text)
             now = wall_unix_ms(SystemClock())
             event = pb.Event(kind="kernel_log_unreadable", time_unix_ms=now, text=text)
-            self._events.append(explained(event))
+            self._events.append(event)
 
     async def read(self) -> SourceReport:
         """Return the events of the lines that came; never waits."""

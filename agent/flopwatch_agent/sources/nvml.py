@@ -333,7 +333,7 @@ class NvmlSource:
 
     def _list(self, reply: InventoryReply) -> None:
         """Compare the driver's list of cards with what is known, and take it over."""
-        listed = {info.slot: device_of(info) for info in reply.devices}
+        listed = {info.slot: device_of(info, reply.driver_version) for info in reply.devices}
         if self._listed is not None and len(listed) != self._listed:
             text = f"the driver lists {len(listed)} cards, before {self._listed}"
             self._trouble.tell("count_changed", code=len(listed), text=text)

@@ -39,7 +39,7 @@ class SourceEntry:
 def _nvml(config: AgentConfig) -> Source:
     return NvmlSource(
         limits=ChildLimits(deadline_seconds=float(config.nvml.deadline)),
-        window=Window(config.release_file),
+        window=Window(config.release_file, kept=config.data / "release"),
         abandoned=Abandoned(config.data / "abandoned.json"),
     )
 

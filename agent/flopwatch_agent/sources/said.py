@@ -8,7 +8,7 @@ from flopwatch_proto.codec import Value
 from flopwatch_proto.rows import Absence
 
 
-def device_of(info: DeviceInfo) -> Device:
+def device_of(info: DeviceInfo, driver_version: str | None = None) -> Device:
     """Return the card."""
     return Device(
         slot=info.slot,
@@ -19,6 +19,7 @@ def device_of(info: DeviceInfo) -> Device:
         minor=info.minor,
         sm_count=info.sm_count,
         clock_mhz_max=info.clock_mhz_max,
+        driver_version=driver_version,
         instances=info.instances,
         instance_weights=info.instance_weights,
     )

@@ -14,7 +14,6 @@ import structlog
 
 from flopwatch_agent.clock import SystemClock, wall_unix_ms
 from flopwatch_agent.driver.messages import DriverEvent, Failure
-from flopwatch_agent.events.catalogue import explained
 from flopwatch_agent.sources.child import ChildSilent
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -110,16 +109,14 @@ class Trouble:
         text: str = "",
         time_unix_ms: int | None = None,
     ) -> None:
-        """Add an event; severity and action come from the catalogue."""
+        """Add an event."""
         now_unix_ms = wall_unix_ms(SystemClock())
         self._events.append(
-            explained(
-                pb.Event(
-                    slot=slot,
-                    time_unix_ms=now_unix_ms if time_unix_ms is None else time_unix_ms,
-                    kind=kind,
-                    code=code,
-                    text=text[:1000],
-                )
+            pb.Event(
+                slot=slot,
+                time_unix_ms=now_unix_ms if time_unix_ms is None else time_unix_ms,
+                kind=kind,
+                code=code,
+                text=text[:1000],
             )
         )

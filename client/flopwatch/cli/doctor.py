@@ -82,7 +82,7 @@ def doctor(
     """What works on this host, what does not, and what to do about it."""
     directory = data or host.data_directory()
     findings = [
-        *cards(os.environ, _ask_nvml),
+        *cards(os.environ, ask_nvml),
         torch(),
         writable(directory),
         *collector(api or DEFAULT_URL, expected=api is not None),
@@ -237,7 +237,7 @@ def _findings(facts: list[doctor_slurm.Fact]) -> list[Finding]:
     return [Finding(name=n, state=state, text=text, advice=a) for n, state, text, a in facts]
 
 
-def _ask_nvml() -> Mapping[str, object]:
+def ask_nvml() -> Mapping[str, object]:
     """What NVML says, asked in a child with a deadline."""
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""`flopwatch job …`: one job, its ranks, and what each of them does at full resolution."""
+"""`flopwatch job …`: the answer about one job, and its ranks at full resolution."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from flopwatch.api import DEFAULT_URL, Api
 from flopwatch.cli import table
+from flopwatch.cli.job_answer import JobGroup, show
 from flopwatch.cli.options import ApiUrl, Json
 from flopwatch.cli.progress import counted
 from flopwatch_proto.errors import UsageError
@@ -25,7 +26,12 @@ BEGINS_SECONDS: Final = 3.0
 """The collector lets a window begin so much later: by then every node knows of it."""
 NAMED_MAX: Final = 10
 
-app: Final = typer.Typer(help="A job at full resolution.", rich_markup_mode=None)
+app: Final = typer.Typer(
+    cls=JobGroup,
+    help="A job: `job ID` answers why it loses what it loses; `job capture ID` reads its ranks.",
+    rich_markup_mode=None,
+)
+app.command("show")(show)
 
 
 @app.command("capture")

@@ -7,27 +7,29 @@ from typing import Annotated, Final
 
 import msgspec
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from flopwatch.cli import number
+from flopwatch.cli import probe_hook, probe_plot, probe_run, probe_table
 from flopwatch.cli.options import Json
-from flopwatch_agent import ceilings
-from flopwatch_kernels.messages import ProbeResult
-from flopwatch_kernels.probe import PROBE_KINDS, ProbeError, run_probe
+from flopwatch_kernels.probe import PROBE_KINDS
 from flopwatch_proto.errors import UsageError
 
-_TERA: Final = 1e12
+_WALL_SECONDS: Final = 120.0
+_CORRUPT: Final = 1
+_KINDS: Final = ", ".join(kind.name for kind in PROBE_KINDS)
 
 
 def probe(
     device: Annotated[str, typer.Option(metavar="cpu|cuda:N|UUID")] = "cpu",
     kind: Annotated[
-        str, typer.Option(help=f"{', '.join(k.name for k in PROBE_KINDS)}, or all.")
-    ] = "all",
+        str, typer.Option(metavar="KIND,…", help=f"{_KINDS}; all: every one but calibrate.")
+    ] = probe_run.ALL,
     dtype: Annotated[
-        str | None, typer.Option(metavar="DTYPE", help="Left out: fp32 on a CPU, else bf16.")
+        str | None,
+        typer.Option(metavar="DTYPE,…", help="Or all. Left out: fp32 on a CPU, else bf16."),
+    ] = None,
+    peer: Annotated[
+        str | None, typer.Option(metavar="cuda:N|UUID", help="The second card of p2p.")
     ] = None,
     sustained: Annotated[
         bool, typer.Option("--sustained", help="Load it for ten seconds: what training gets.")
@@ -36,70 +38,63 @@ def probe(
         Path | None,
         typer.Option(metavar="DIR", help="Data directory of the agent that is to use the result."),
     ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the results.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="For a scheduler's hook: idle, prolog, epilog or hand; never fails it."),
+    ] = None,
+    wall: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Limit of each probe. Left out: 120, a hook's 20."),
+    ] = None,
     json: Json = False,
 ) -> int:
-    """Measure achieved against peak. Loads the device while it runs."""
-    kinds = [k.name for k in PROBE_KINDS] if kind == "all" else [kind]
-    stderr = Console(stderr=True, highlight=False)
-    results = []
-    with stderr.status("probing") as status:
-        for each in kinds:
-            try:
-                results.append(
-                    run_probe(
-                        kind=each,
-                        device=device,
-                        dtype=dtype,
-                        sustained=sustained,
-                        on_progress=status.update,
-                    )
-                )
-            except ProbeError as exc:
-                raise UsageError(str(exc)) from exc
-    if save is not None:
-        for result in results:
-            ceilings.save(save, _ceiling(result))
-    if json:
-        # One kind: its result; all: a list, also while there is only one kind.
-        shown = results[0] if kind != "all" else results
-        typer.echo(msgspec.json.format(msgspec.json.encode(shown)).decode())
-        return 0
-    Console(highlight=False).print(_table(results))
-    return 0
-
-
-def _ceiling(result: ProbeResult) -> ceilings.Ceiling:
-    return ceilings.Ceiling(
-        device=result.device.removeprefix("cuda:"),
-        dtype=result.dtype,
-        flops=result.median_flops,
-        sustained=result.sustained,
-        taken_unix_ns=result.started_at_unix_ns,
-    )
-
-
-def _table(results: list[ProbeResult]) -> Table:
-    first = results[0]
-    table = Table(
-        title=f"{first.sku or 'unknown device'} · {first.device}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for column in ("kind", "dtype", "TFLOP/s", "p10–p90", "of peak %", "MHz", "W", "load"):
-        left = column in ("kind", "dtype", "load")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    for result in results:
-        low = number.quantity(result.p10_flops, _TERA)
-        high = number.quantity(result.p90_flops, _TERA)
-        table.add_row(
-            result.kind,
-            result.dtype,
-            number.quantity(result.median_flops, _TERA),
-            f"{low}–{high}",
-            number.percent(result.of_datasheet),
-            number.quantity(result.sm_clock_mhz),
-            number.quantity(result.power_watts),
-            "sustained" if result.sustained else "burst",
+    """Measure achieved against peak. Loads the device while it runs; exit 1: it computes wrong."""
+    if policy is not None:
+        return probe_hook.run_hook(
+            policy,
+            device,
+            kinds=kind.split(","),
+            dtype=dtype,
+            sustained=sustained,
+            wall_seconds=probe_hook.WALL_SECONDS if wall is None else wall,
+            save=save,
         )
-    return table
+    if plot is not None and plot.suffix != ".svg":
+        raise UsageError(f"--plot {plot}: it draws SVG; name it {plot.with_suffix('.svg')}")
+    harvest = probe_run.run(
+        probe_run.Wish(
+            device=device,
+            peer=peer,
+            kinds=kind,
+            dtypes=dtype,
+            sustained=sustained,
+            wall_seconds=_WALL_SECONDS if wall is None else wall,
+            save=save,
+        )
+    )
+    if plot is not None:
+        _draw(plot, harvest)
+    _print(harvest, json=json, one=kind in _KINDS.split(", ") and dtype != probe_run.ALL)
+    corrupt = any(result.outcome == "corrupt" for result in harvest.results)
+    return _CORRUPT if corrupt else 0
+
+
+def _draw(path: Path, harvest: probe_run.Harvest) -> None:
+    try:
+        path.write_text(probe_plot.svg(harvest.results), encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"--plot {path}: cannot be written: {exc.strerror}") from exc
+
+
+def _print(harvest: probe_run.Harvest, *, json: bool, one: bool) -> None:
+    if not json:
+        found = probe_table.shown(harvest.results, harvest.calibrations, harvest.left_out)
+        Console(highlight=False, soft_wrap=False).print(found)
+        return
+    results = [*harvest.results, *harvest.calibrations]
+    # One kind: its result; more: a list, also where only one of them could run.
+    told = results[0] if one and len(results) == 1 else results
+    typer.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
+    for line in probe_table.left_out_lines(harvest.left_out):
+        typer.echo(line, err=True)

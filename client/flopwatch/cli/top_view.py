@@ -17,9 +17,10 @@ from rich.text import Text
 
 from flopwatch.cli import number
 from flopwatch.cli.bottleneck import hint, throttle
+from flopwatch_agent.estimate import Estimate
 from flopwatch_agent.now import CardNow, DeliveryNow, Holder, HostNow, Now
 
-WIDE_COLUMNS: Final = 116
+WIDE_COLUMNS: Final = 120
 PROCESSES_SHOWN: Final = 32
 BAD: Final = "bold #d04e20"
 DIM: Final = "dim"
@@ -157,7 +158,7 @@ def _row(card: CardNow, *, wide: bool) -> list[RenderableType]:
     watts, limit = _whole(values.get("power_watts")), _whole(values.get("power_limit_watts"))
     used = _gib(values.get("memory_used_bytes"))
     cells += [
-        number.span(found.hfu_lo, found.hfu_hi),
+        _hfu(found),
         number.span(found.mfu_lo, found.mfu_hi, found.mfu),
         f"{used}/{_gib(values.get('memory_total_bytes'))}",
         f"{watts}/{limit}",
@@ -170,6 +171,13 @@ def _row(card: CardNow, *, wide: bool) -> list[RenderableType]:
         reason = throttle(values.get("clock_event_reasons"))
         cells.append(number.UNKNOWN if reason is None else reason)
     return cells
+
+
+def _hfu(found: Estimate) -> str:
+    """``43.2±1.0`` where the reference clock is known, else bounds."""
+    if found.hfu is None or found.hfu_lo is None or found.hfu_hi is None:
+        return number.span(found.hfu_lo, found.hfu_hi)
+    return f"{number.percent(found.hfu)}±{50 * (found.hfu_hi - found.hfu_lo):.1f}"
 
 
 def _processes(cards: Sequence[CardNow], who: Callable[[int], Who], rows: int) -> Table | None:

@@ -24,6 +24,7 @@ from flopwatch_collector.ledger.draft import (
     CLASS,
     IS_ALLOCATED,
     JOB,
+    SKU,
     TEAM,
     Draft,
     Lines,
@@ -31,7 +32,17 @@ from flopwatch_collector.ledger.draft import (
     joined,
 )
 from flopwatch_collector.ledger.entries import shares_of
-from flopwatch_collector.ledger.evidence import Bools, Heard, Ints, Rosters, Rows, Seats, Window
+from flopwatch_collector.ledger.evidence import (
+    Bools,
+    Floats,
+    Heard,
+    Ints,
+    Rosters,
+    Rows,
+    Seats,
+    Window,
+)
+from flopwatch_collector.ledger.links import link_bytes_per_second
 from flopwatch_collector.ledger.pieces import Parts, Pieces, row_parts
 from flopwatch_collector.ledger.steps import RowSums, derive
 from flopwatch_proto.rows import Bucket
@@ -83,6 +94,8 @@ def _judge_rows(rows: Rows, parts: Parts, pieces: Pieces, rosters: Rosters) -> D
     times |= free_parts(bucket, spans, pieces, rosters)
     sums = {name: values[row] * share for name, values in rows.sums.items()}
     allocated = IS_ALLOCATED[bucket]
+    # By the row's own group, which the roster's word does not change: it is the card's SKU that counts.
+    nvlink, pcie = _link_rates(rows)
     derived = derive(
         RowSums(
             allocated=allocated,
@@ -91,6 +104,8 @@ def _judge_rows(rows: Rows, parts: Parts, pieces: Pieces, rosters: Rosters) -> D
             covered_ms=np.minimum(times["covered_ms"], card_ms).astype(np.float64),
             counted_ms=times["counted_ms"].astype(np.float64),
             resident_ms=times["resident_ms"].astype(np.float64),
+            nvlink_per_ms=nvlink[rows.group[row]],
+            pcie_per_ms=pcie[rows.group[row]],
             sums=sums,
         )
     )
@@ -104,6 +119,13 @@ def _judge_rows(rows: Rows, parts: Parts, pieces: Pieces, rosters: Rosters) -> D
         sums={**sums, **derived},
         maxima={name: values[row] for name, values in rows.maxima.items()},
     )
+
+
+def _link_rates(rows: Rows) -> tuple[Floats, Floats]:
+    """Return bytes per ms of NVLink and of PCIe per group; NaN where not known."""
+    rates = [link_bytes_per_second(texts[SKU]) for texts in rows.groups]
+    pairs = np.array(rates, np.float64).reshape(-1, 2) / 1000
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _under_roster(bucket: Ints, rogue: Bools, resident: Bools, said: Ints) -> tuple[Ints, Bools]:

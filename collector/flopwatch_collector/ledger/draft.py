@@ -15,7 +15,7 @@ JOB, TEAM, CLASS = (LINE_TEXTS.index(n) for n in ("job", "team", "workload_class
 SOURCE: Final = LINE_TEXTS.index("allocation_source")
 ROSTER: Final = "roster"
 """Allocation source of time that a roster vouches for and no row does."""
-_SKU, _KIND, _DTYPE = (LINE_TEXTS.index(n) for n in ("sku", "device_kind", "dtype"))
+SKU, _KIND, _DTYPE = (LINE_TEXTS.index(n) for n in ("sku", "device_kind", "dtype"))
 IS_ALLOCATED: Final = np.isin(np.arange(max(Bucket) + 1), ALLOCATED_BUCKETS)
 
 
@@ -156,7 +156,7 @@ def groups_without_rows(
     group = []
     for k, (job, team, workload_class) in zip(key, words, strict=True):
         texts = [""] * len(LINE_TEXTS)
-        texts[_SKU], texts[_KIND], texts[_DTYPE] = seats.texts[k]
+        texts[SKU], texts[_KIND], texts[_DTYPE] = seats.texts[k]
         texts[JOB], texts[TEAM], texts[CLASS] = job, team, workload_class
         texts[SOURCE] = source
         group.append(made.setdefault(tuple(texts), len(made)))

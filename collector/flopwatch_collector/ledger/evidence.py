@@ -14,13 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from flopwatch_collector.ledger.lines import (
-    LINE_MAXIMA,
-    LINE_SUMS,
-    LINE_TEXTS,
-    PART_SUMS,
-    STEP_SUMS,
-)
+from flopwatch_collector.ledger.lines import DERIVED_SUMS, LINE_MAXIMA, LINE_SUMS, LINE_TEXTS
 from flopwatch_kernels import peaks
 from flopwatch_proto.rows import SlotState
 
@@ -32,7 +26,7 @@ NEVER: Final = -(2**60)
 FOREVER: Final = 2**60
 ROSTER_HOLDS_MS: Final = 5 * 60_000
 ROW_TIMES: Final = ("card_ms", "covered_ms", "counted_ms", "resident_ms")
-ROW_SUMS: Final = tuple(s for s in LINE_SUMS if s not in STEP_SUMS and s not in PART_SUMS)
+ROW_SUMS: Final = tuple(s for s in LINE_SUMS if s not in DERIVED_SUMS)
 
 ROW_COLUMNS: Final = (
     "node",

@@ -2,8 +2,9 @@
 
     I = in service − UNSEEN     A = ALLOCATED / I     V = (I − MISSING − FAILED − MAINT) / I
     S = ALLOCATED / (I − MISSING − FAILED − MAINT)    A = V × S exactly: the same integers
-    hfu = Σ u·C / Σ C           over allocated capacity C with counters
-    mfu in [(M + 0.72 Σ u·C') / Σ C, (M + Σ u·C') / Σ C]      M declared, C' not declared
+    hfu = Σ u·C / Σ C           over allocated capacity C with counters; ± s
+    mfu in [(M + 0.72 (1 − s) Σ u·C') / Σ C, (M + (1 + s) Σ u·C') / Σ C]      M declared, C' not declared
+    s: half-width of the 95 % interval of what was counted (`flopwatch_kernels.uncertainty`)
     yield = A × hfu
 
 Unknown is None, never 0.
@@ -17,14 +18,11 @@ from typing import Any, Final
 import numpy as np
 
 from flopwatch_collector.ledger.sheet import Sheet
-from flopwatch_collector.ledger.steps import MODEL_OF_HARDWARE_MIN
+from flopwatch_kernels import uncertainty
 from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
 
 DECLARED_ENOUGH: Final = 0.999
 """Share of capacity that must be declared for an exact MFU."""
-
-HFU_UNCERTAINTY: Final = 0.015
-"""Relative uncertainty of counters × clock at 1 Hz: 0.5 % counter, 0.4 % clock, 1 % calibration."""
 
 Figures = dict[str, Any]
 
@@ -104,12 +102,16 @@ def _hfu(allocated: Sheet, prefix: str) -> Figures:
     value = _ratio(allocated.sum(f"{prefix}u_flops"), counted)
     if prefix:
         return {"value": value}
-    lo, hi = (_ratio(allocated.sum(n), counted) for n in ("u_lo_flops", "u_hi_flops"))
+    names = ("u_lo_flops", "u_hi_flops")
+    lo, hi = (_ratio(allocated.sum(name), counted) for name in names)
+    bounds = None
+    if lo is not None and hi is not None:
+        bounds = uncertainty.hfu_bounds(lo, hi, _sigma(allocated, names[1]))
     exact = value is not None and lo is not None and hi is not None and hi - lo <= 1e-6
     return {
         "value": value if exact else None,
-        "lo": None if lo is None else lo * (1 - HFU_UNCERTAINTY),
-        "hi": None if hi is None else hi * (1 + HFU_UNCERTAINTY),
+        "lo": None if bounds is None else bounds.lo,
+        "hi": None if bounds is None else bounds.hi,
         "coverage": _ratio(counted, whole),
     }
 
@@ -119,21 +121,25 @@ def _mfu(allocated: Sheet, prefix: str) -> Figures:
     measured = allocated.sum(f"{prefix}measured_{part}")
     declared = allocated.sum(f"{prefix}declared_{part}")
     model = allocated.sum("achievable_model_flops" if prefix else "model_flops")
-    names = ("undeclared_lo_flops", "undeclared_hi_flops")
-    lo, hi = (
-        allocated.sum(prefix + n if prefix else n.replace("undeclared", "undeclared_u"))
-        for n in names
-    )
+    stem = "achievable_undeclared" if prefix else "undeclared_u"
+    names = (f"{stem}_lo_flops", f"{stem}_hi_flops")
+    undeclared_lo, undeclared_hi = (allocated.sum(name) for name in names)
     share = _ratio(declared or 0.0, measured)
-    nothing = model is None and lo is None
-    return {
-        "value": _ratio(model, measured) if share and share >= DECLARED_ENOUGH else None,
-        "lo": None
-        if nothing
-        else _ratio((model or 0) + MODEL_OF_HARDWARE_MIN * (lo or 0), measured),
-        "hi": None if nothing else _ratio((model or 0) + (hi or 0), measured),
-        "declared_share": share,
-    }
+    value = _ratio(model, measured) if share and share >= DECLARED_ENOUGH else None
+    lo = hi = value
+    if value is None and not (model is None and undeclared_lo is None):
+        rest = uncertainty.mfu_bounds(
+            undeclared_lo or 0.0, undeclared_hi or 0.0, _sigma(allocated, names[1])
+        )
+        lo, hi = (_ratio((model or 0.0) + end, measured) for end in (rest.lo, rest.hi))
+    return {"value": value, "lo": lo, "hi": hi, "declared_share": share}
+
+
+def _sigma(allocated: Sheet, name: str) -> float:
+    """Return the relative standard uncertainty of a sum of counted FLOPs; 0 where it is of nothing."""
+    methods, values = allocated.texts["efficiency_method"], np.nan_to_num(allocated.sums[name])
+    added = {str(m): float(values[methods == m].sum()) for m in np.unique(methods)}
+    return uncertainty.mixed(added) or 0.0
 
 
 def _shares(allocated: Sheet, column: str, name: str, *, unknown: str) -> list[Figures]:

@@ -14,10 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from flopwatch_collector.ledger.evidence import Window
+from flopwatch_collector.ledger.evidence import Floats, Window
 from flopwatch_collector.ledger.figures import figures
+from flopwatch_collector.ledger.rework import lost_card_steps
 from flopwatch_collector.ledger.sheet import Sheet, joined
-from flopwatch_collector.ledger.waterfall import waterfall
+from flopwatch_collector.ledger.waterfall import dtype_ratios, waterfall
 from flopwatch_collector.ledger.window import sheet_of_window
 from flopwatch_collector.telemetry import Reader
 
@@ -26,6 +27,7 @@ STALE_MS: Final = 60_000
 
 Outages = Mapping[str, Sequence[Mapping[str, Any]]]
 """cluster → its outages, as the API shows them."""
+NO_REFERENCES: Final[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +58,26 @@ def clusters(reader: Reader, window: Window) -> list[Cluster]:
     return sorted(found, key=lambda c: (c.simulated, c.name))
 
 
-def fleet(reader: Reader, window: Window, now_unix_ms: int, outages: Outages) -> dict[str, Any]:
-    """Return `/api/v1/fleet`: every cluster, and the fleet over the ones that may be summed."""
+def fleet(
+    reader: Reader,
+    window: Window,
+    now_unix_ms: int,
+    outages: Outages,
+    reference_dtypes: Mapping[str, str] = NO_REFERENCES,
+) -> dict[str, Any]:
+    """Return `/api/v1/fleet`: every cluster, and the fleet over the ones that may be summed.
+
+    Args:
+        reference_dtypes: cluster → dtype whose peak its waterfall is of; the others are of the rows' own.
+    """
     found = clusters(reader, window)
-    sheets = {c.name: _sheet(reader, c, window, now_unix_ms) for c in found}
+    seen = {c.name: _seen(reader, c, window, now_unix_ms, reference_dtypes) for c in found}
     shown = [
-        _subject(reader, c, sheets[c.name], window, now_unix_ms)
-        | {"outages": list(outages.get(c.name, ()))}
+        _subject(reader, c, seen[c.name], window) | {"outages": list(outages.get(c.name, ()))}
         for c in found
     ]
     summed = _summed(found)
-    whole = joined([sheets[c.name] for c in summed])
+    whole = _together([seen[c.name] for c in summed])
     entries = [s for s in shown if s["name"] in {c.name for c in summed}]
     return {
         **_window(window),
@@ -81,15 +92,20 @@ def fleet(reader: Reader, window: Window, now_unix_ms: int, outages: Outages) ->
 
 
 def cluster(
-    reader: Reader, name: str, window: Window, now_unix_ms: int, outages: Outages
+    reader: Reader,
+    name: str,
+    window: Window,
+    now_unix_ms: int,
+    outages: Outages,
+    reference_dtypes: Mapping[str, str] = NO_REFERENCES,
 ) -> dict[str, Any] | None:
     """Return `/api/v1/clusters/{name}`; None for a cluster without slots in the window."""
     for found in clusters(reader, window):
         if found.name == name:
-            sheet = _sheet(reader, found, window, now_unix_ms)
+            seen = _seen(reader, found, window, now_unix_ms, reference_dtypes)
             return {
                 **_window(window),
-                **_subject(reader, found, sheet, window, now_unix_ms),
+                **_subject(reader, found, seen, window),
                 "outages": list(outages.get(name, ())),
             }
     return None
@@ -104,28 +120,57 @@ def _summed(found: Sequence[Cluster]) -> list[Cluster]:
     return [c for c in found if c.device_kind == "gpu"] or real
 
 
-def _sheet(reader: Reader, of: Cluster, window: Window, now_unix_ms: int) -> Sheet:
-    sheet = sheet_of_window(reader, of.name, window, now_unix_ms)
-    processors = sheet.texts["device_kind"] == "cpu"
-    return sheet.where(processors if of.device_kind == "cpu" else np.logical_not(processors))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """Lines, and what their waterfall needs beside them."""
+
+    sheet: Sheet
+    lost_card_steps: Mapping[str, float]
+    dtype_ratios: Floats
 
 
-def _subject(
-    reader: Reader, of: Cluster, sheet: Sheet, window: Window, now_unix_ms: int
-) -> dict[str, Any]:
+def _seen(
+    reader: Reader, of: Cluster, window: Window, now_unix_ms: int, references: Mapping[str, str]
+) -> _Seen:
+    whole = sheet_of_window(reader, of.name, window, now_unix_ms)
+    sheet = whole.where((whole.texts["device_kind"] == "cpu") == (of.device_kind == "cpu"))
+    told = sheet.sum("steps_count") is not None
+    return _Seen(
+        sheet=sheet,
+        lost_card_steps=lost_card_steps(reader, of.name, window) if told else {},
+        dtype_ratios=dtype_ratios(sheet, references.get(of.name)),
+    )
+
+
+def _together(seen: Sequence[_Seen]) -> _Seen:
+    lost: dict[str, float] = {}
+    for of in seen:
+        for job, steps in of.lost_card_steps.items():
+            lost[job] = lost.get(job, 0.0) + steps
+    return _Seen(
+        sheet=joined([of.sheet for of in seen]),
+        lost_card_steps=lost,
+        dtype_ratios=np.concatenate([np.zeros(0), *(of.dtype_ratios for of in seen)]),
+    )
+
+
+def _subject(reader: Reader, of: Cluster, seen: _Seen, window: Window) -> dict[str, Any]:
     newest = _newest_row(reader, of.name, window)
     return {
         "name": of.name,
         "simulated": of.simulated,
         "device_kind": of.device_kind,
-        "status": _status(sheet, newest, window),
+        "status": _status(seen.sheet, newest, window),
         "as_of": None if newest is None else rfc3339(newest),
-        **_sums(sheet, window),
+        **_sums(seen, window),
     }
 
 
-def _sums(sheet: Sheet, window: Window) -> dict[str, Any]:
-    return {**figures(sheet, window.end - window.start), "waterfall": waterfall(sheet)}
+def _sums(seen: _Seen, window: Window) -> dict[str, Any]:
+    return {
+        **figures(seen.sheet, window.end - window.start),
+        "waterfall": waterfall(seen.sheet, seen.lost_card_steps, seen.dtype_ratios),
+    }
 
 
 def _newest_row(reader: Reader, name: str, window: Window) -> int | None:

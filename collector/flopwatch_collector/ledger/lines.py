@@ -6,7 +6,8 @@ card-time, and sums that are null where nothing was known.
 
 The sums that `account` derives are made inside each row, so that they add like the rest:
 
-- the waterfall of allocated time, in card-milliseconds (``*_step_ms``), which add up to ``card_ms``;
+- the waterfall of allocated time, in card-milliseconds (``*_step_ms``), which add up to ``card_ms``, and the
+  parts or bounds of parts of two of its steps;
 - the parts of capacity that a ratio may divide by (``*_capacity_flops``), so that numerator and
   denominator always cover the same card-time.
 """
@@ -58,6 +59,20 @@ STEP_SUMS: Final = (
 )
 """The waterfall of allocated card-time. Null ``clock_step_ms``: no reference clock."""
 
+CLOCK_REASONS: Final = ("power", "thermal_sw", "thermal_hw", "power_brake", "sync_boost")
+"""Why a driver holds a card below its application clock; each has a ``throttled_*_ms``."""
+
+SPLIT_SUMS: Final = (
+    *(f"clock_{reason}_step_ms" for reason in CLOCK_REASONS),
+    "clock_application_step_ms",  # what no reason explains: the clock that was asked for
+    "clock_boost_step_ms",  # above the reference clock: negative
+    "tensor_gap_memory_lo_step_ms",
+    "tensor_gap_memory_hi_step_ms",
+    "tensor_gap_link_lo_step_ms",
+    "tensor_gap_link_hi_step_ms",
+)
+"""Parts of steps (`splits`). Null: nobody knows; lines of before they were kept are null, too."""
+
 PART_SUMS: Final = (
     "counted_capacity_flops",  # capacity with counters
     "measured_capacity_flops",  # capacity with counters or a declaration
@@ -77,6 +92,8 @@ PART_SUMS: Final = (
 LINE_SUMS: Final = (
     *(q.name for q in rows.QUANTITIES if q.kind is Kind.SUM),
     *STEP_SUMS,
+    *SPLIT_SUMS,
     *PART_SUMS,
 )
+DERIVED_SUMS: Final = frozenset((*STEP_SUMS, *SPLIT_SUMS, *PART_SUMS))
 LINE_MAXIMA: Final = tuple(q.name for q in rows.QUANTITIES if q.kind is Kind.MAX)

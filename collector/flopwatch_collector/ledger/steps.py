@@ -11,7 +11,8 @@ Allocated card-time D of a row splits, in this order, into (all weighted millise
     recompute      u − M                  M: declared model FLOPs / peak; keeps its sign
     model          M
 
-so the steps of a row add up to D whatever is known; what nobody can know goes to `unattributed`.
+so the steps of a row add up to D whatever is known; what nobody can know goes to `unattributed`. `clock` and
+`tensor_gap` are split further in `splits.py`.
 Source: the telescoping product of science notes §7, in card-time instead of ratios.
 """
 
@@ -22,9 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flopwatch_collector.ledger.evidence import Bools, Floats
-
-MODEL_OF_HARDWARE_MIN = 0.72
-"""Least share of executed FLOPs that are model FLOPs: full recompute (3/4) with 4 % of padding."""
+from flopwatch_collector.ledger.splits import MEMORY_REACHED, clock_split, gap_split, link_busy_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +33,7 @@ class RowSums:
     Attributes:
         allocated: the row's bucket, as judged, is an allocated one.
         working: False where the bucket itself says that no work is possible (suspended, gang wait).
+        nvlink_per_ms, pcie_per_ms: bytes per ms and direction that the card's links can move; NaN: not known.
     """
 
     allocated: Bools
@@ -42,13 +42,16 @@ class RowSums:
     covered_ms: Floats
     counted_ms: Floats
     resident_ms: Floats
+    nvlink_per_ms: Floats
+    pcie_per_ms: Floats
     sums: dict[str, Floats]
 
 
 def derive(row: RowSums) -> dict[str, Floats]:
-    """Return STEP_SUMS and PART_SUMS of each row; NaN outside allocated card-time."""
+    """Return DERIVED_SUMS of each row; NaN outside allocated card-time."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        derived = {**_steps(row), **_parts(row)}
+        steps = _steps(row)
+        derived = {**steps, **_splits(row, steps), **_parts(row)}
     return {name: np.where(row.allocated, value, np.nan) for name, value in derived.items()}
 
 
@@ -103,6 +106,21 @@ def _steps(row: RowSums) -> dict[str, Floats]:
         "recompute_step_ms": np.where(declared & has, rest - model, 0.0),
         "hardware_step_ms": np.where(declared, 0.0, rest),
         "model_step_ms": model,
+    }
+
+
+def _splits(row: RowSums, steps: dict[str, Floats]) -> dict[str, Floats]:
+    sums = row.sums
+    tensor = np.maximum(np.nan_to_num(sums["tensor_active_ms"]), 0.0)
+    return {
+        **clock_split(steps["clock_step_ms"], row.covered_ms, sums),
+        **gap_split(
+            steps["tensor_gap_step_ms"],
+            np.maximum(np.nan_to_num(sums["sm_active_ms"]), tensor),
+            tensor,
+            sums["dram_active_ms"] / MEMORY_REACHED,
+            link_busy_ms(sums, row.nvlink_per_ms, row.pcie_per_ms),
+        ),
     }
 
 

@@ -110,6 +110,33 @@ def judge(listed: Listed, slots: Mapping[str, Mapping[str, str]]) -> Said:
     return said
 
 
+def held_cards(
+    listed: Listed, slots: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[str, dict[str, float | None]], dict[str, int]]:
+    """Return what can be compared of cards that no roster can name, by flopwatch's names of nodes.
+
+    Returns:
+        Node → job → whole cards it holds there (None: parts, or a number that nobody knows), for every node
+        that both know; and node → cards of the device plugin that are not allocatable.
+    """
+    holders = _holders(listed)
+    held: dict[str, dict[str, float | None]] = {}
+    unhealthy: dict[str, int] = {}
+    for node in listed.nodes:
+        name = _name(node, slots)
+        if name is None:
+            continue
+        of = holders.get(node.metadata.name, _Holders())
+        capacity = cards_in(node.status.capacity)
+        whole = not of.unclear and capacity <= len(slots[name])
+        held[name] = {
+            pod.job: pod.cards + sum(p is pod for _, p in of.named) if whole else None
+            for pod in of.pods
+        }
+        unhealthy[name] = max(0, int(capacity - cards_in(node.status.allocatable))) if whole else 0
+    return held, unhealthy
+
+
 def _name(node: Node, slots: Mapping[str, object]) -> str | None:
     """Return what flopwatch calls the node: its name, or its host's."""
     for name in (node.metadata.name, node.metadata.labels.get(_HOSTNAME, "")):

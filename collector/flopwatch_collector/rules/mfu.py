@@ -1,8 +1,9 @@
 """Model FLOPs utilisation of allocated training time. Default line 60 % of the datasheet dense peak.
 
 Formula: ``hi = (model FLOPs declared + Σ u × capacity undeclared) / capacity``, ``lo`` the same with 0.72 u,
-over the trailing two minutes. BREACH when ``hi`` is below the line, OK when ``lo`` or ``value`` is not, and
-UNDECIDED when the bounds straddle it: that is shown, and neither pages nor counts as missing data.
+over the trailing two minutes; what is undeclared is wider by the 95 % interval of its counters. BREACH when
+``hi`` is below the line, OK when ``lo`` or ``value`` is not, and UNDECIDED when the bounds straddle it: that
+is shown, and neither pages nor counts as missing data.
 An outage clears when ``hi`` reaches the line + hysteresis (62 %).
 
 UNKNOWN means missing data: no figure, or less than 90 % of the card-time measured when the figure looks

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import pyarrow
+if TYPE_CHECKING:  # the command line of a bare install reaches this file, and has no Arrow
+    import pyarrow
 
 NO_PARAMETERS: Final[Mapping[str, Any]] = {}
 

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             answers=Answers(time.monotonic),
             now_unix_ms=lambda: now_ns() // 1_000_000,
             deployment=flags.deployment,
+            reference_dtypes=dict(flags.reference_dtype),
         )
         await serve(create_app(sources, stopping), listener, stopping)
 
@@ -66,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--control", required=True, help="DSN of the control store")
     parser.add_argument("--deployment", default="", help="name shown beside flopwatch")
+    parser.add_argument(
+        "--reference-dtype",
+        action="append",
+        nargs=2,
+        default=[],
+        metavar=("CLUSTER", "DTYPE"),
+        help="dtype whose peak a cluster's waterfall is of",
+    )
     return parser
 
 

@@ -89,7 +89,13 @@ async def fleet_of(sources: Sources, window: Window, kept_s: float) -> tuple[dic
 
     def compute() -> tuple[dict[str, Any], bytes]:
         open_outages = outages.outages_by_cluster(sources.control.store())
-        data = fleet_answer(sources.collector, window, sources.now_unix_ms(), open_outages)
+        data = fleet_answer(
+            sources.collector,
+            window,
+            sources.now_unix_ms(),
+            open_outages,
+            sources.reference_dtypes,
+        )
         return data, msgspec.json.encode(data)
 
     return await sources.answers.get(("fleet", window.start, window.end), compute, kept_s)
@@ -119,7 +125,14 @@ async def cluster(
 
     def compute() -> dict[str, Any] | None:
         open_outages = outages.outages_by_cluster(sources.control.store())
-        return cluster_answer(sources.collector, name, used, sources.now_unix_ms(), open_outages)
+        return cluster_answer(
+            sources.collector,
+            name,
+            used,
+            sources.now_unix_ms(),
+            open_outages,
+            sources.reference_dtypes,
+        )
 
     found = await sources.answers.get(("cluster", name, used.start, used.end), compute, kept_s)
     if found is None:
@@ -166,7 +179,14 @@ async def node_of(
     """Return the answer about a node. Raises: Problem: 404 or 422."""
     return await sources.answers.get(
         ("node", name, cluster, window.start, window.end),
-        lambda: nodes.node(sources.collector, name, cluster, window, sources.now_unix_ms()),
+        lambda: nodes.node(
+            sources.collector,
+            name,
+            cluster,
+            window,
+            sources.now_unix_ms(),
+            sources.reference_dtypes,
+        ),
         kept_s,
     )
 

@@ -10,7 +10,16 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
-from flopwatch_collector.web import api, captures, exposition, health, pages, problems
+from flopwatch_collector.web import (
+    api,
+    captures,
+    ceilings,
+    exposition,
+    health,
+    jobs,
+    pages,
+    problems,
+)
 from flopwatch_collector.web.answers import LIVE_KEPT_S
 from flopwatch_collector.web.asked import DEFAULT_WINDOW, window_of
 from flopwatch_collector.web.headers import SecureHeaders
@@ -36,6 +45,8 @@ def create_app(sources: Sources, stopping: asyncio.Event) -> FastAPI:
     problems.install(app)
     app.include_router(api.router)
     app.include_router(captures.router)
+    app.include_router(ceilings.router)
+    app.include_router(jobs.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/metrics", _metrics, include_in_schema=False)

@@ -10,9 +10,10 @@ import numpy as np
 from flopwatch_collector.ledger.draft import Lines
 from flopwatch_collector.ledger.evidence import Window
 from flopwatch_collector.ledger.figures import figures
-from flopwatch_collector.ledger.fleet import rfc3339
+from flopwatch_collector.ledger.fleet import NO_REFERENCES, rfc3339
 from flopwatch_collector.ledger.gather import gather
-from flopwatch_collector.ledger.waterfall import waterfall
+from flopwatch_collector.ledger.rework import lost_card_steps
+from flopwatch_collector.ledger.waterfall import dtype_ratios, waterfall
 from flopwatch_collector.ledger.window import sheet_of_window
 from flopwatch_collector.telemetry import Reader
 from flopwatch_collector.web.problems import Problem
@@ -45,9 +46,17 @@ _CARD_COLUMNS: Final = (
 
 
 def node(
-    reader: Reader, name: str, cluster: str | None, window: Window, now_unix_ms: int
+    reader: Reader,
+    name: str,
+    cluster: str | None,
+    window: Window,
+    now_unix_ms: int,
+    reference_dtypes: Mapping[str, str] = NO_REFERENCES,
 ) -> dict[str, Any]:
     """Return `/api/v1/nodes/{node}`.
+
+    Args:
+        reference_dtypes: as for the fleet.
 
     Raises:
         Problem: 404 without slots in service in the window; 422 where several clusters have the name.
@@ -80,7 +89,11 @@ def node(
         "status": "final" if newest else "stale",
         "as_of": _as_of(newest.values(), window),
         **figures(sheet, window.end - window.start),
-        "waterfall": waterfall(sheet),
+        "waterfall": waterfall(
+            sheet,
+            lost_card_steps(reader, of, window, name),
+            dtype_ratios(sheet, reference_dtypes.get(of)),
+        ),
         "cards_list": [
             _card(s, newest.get(s["slot"]), judged.get((name, s["slot"]))) for s in slots
         ],

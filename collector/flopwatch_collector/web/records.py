@@ -32,7 +32,9 @@ def probes(reader: Reader, window: Window, cluster: str | None) -> Records:
     return _listed(
         reader,
         "SELECT cluster, node, slot, start_unix_ms, kind, dtype, sku, device_uuid, seconds, "
-        "median_flops, p10_flops, p90_flops, sustained, result_json, simulated "
+        "median_flops, p10_flops, p90_flops, sustained, result_json, serial, driver_version, "
+        "if(outcome = '', 'ok', outcome) AS outcome, reason, median_value, p10_value, p90_value, "
+        "unit, kappa, simulated "
         "FROM probe FINAL WHERE start_unix_ms >= {start:Int64} AND start_unix_ms < {end:Int64}",
         "start_unix_ms",
         window,
@@ -65,7 +67,7 @@ def inventory(reader: Reader, cluster: str | None, now_unix_ms: int) -> Records:
     )
     listed = []
     for record in table.to_pylist():
-        shown = _shown(record)
+        shown = shown_record(record)
         over = 0 < record["to_unix_ms"] <= now_unix_ms
         shown["state"] = "ended" if over else SlotState(record["state"]).name.lower()
         listed.append(shown)
@@ -84,12 +86,12 @@ def reported(reader: Reader, cluster: str | None, since_unix_ms: int) -> Records
         f"{where}GROUP BY cluster, node, slot ORDER BY cluster, node, slot LIMIT {SLOTS_MAX}",
         {"since": since_unix_ms, "cluster": cluster or ""},
     )
-    return [_shown(record) for record in table.to_pylist()]
+    return [shown_record(record) for record in table.to_pylist()]
 
 
 def agent(record: dict[str, Any]) -> dict[str, Any]:
     """Return what is known of an agent, its moments as texts."""
-    return _shown(record)
+    return shown_record(record)
 
 
 def gap_count(reader: Reader, window: Window) -> int:
@@ -121,10 +123,10 @@ def _listed(
         f"{select}{where} ORDER BY {order} DESC, cluster, node LIMIT {ROWS_MAX}",
         {"start": window.start, "end": window.end, "cluster": cluster or ""},
     )
-    return [_shown(record) for record in table.to_pylist()]
+    return [shown_record(record) for record in table.to_pylist()]
 
 
-def _shown(record: dict[str, Any]) -> dict[str, Any]:
+def shown_record(record: dict[str, Any]) -> dict[str, Any]:
     """Return a record with moments as texts, and null where a text is not known."""
     shown: dict[str, Any] = {}
     for name, value in record.items():

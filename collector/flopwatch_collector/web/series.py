@@ -9,10 +9,10 @@ from typing import Any, Final
 from flopwatch_collector.ledger.evidence import Window
 from flopwatch_collector.ledger.fleet import rfc3339
 from flopwatch_collector.ledger.rollup import HOUR_MS, MINUTE_MS
-from flopwatch_collector.ledger.steps import MODEL_OF_HARDWARE_MIN
 from flopwatch_collector.telemetry import Reader
 from flopwatch_collector.telemetry.schema import newest_lines
 from flopwatch_collector.web.asked import DAY_MS
+from flopwatch_kernels import uncertainty
 from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
 
 POINTS_MAX: Final = 2_000
@@ -20,6 +20,11 @@ MINUTES_SPAN_MS_MAX: Final = 8 * DAY_MS
 """Longer spans are read from hours."""
 
 _ALLOCATED: Final = f"bucket IN ({', '.join(str(int(b)) for b in ALLOCATED_BUCKETS)})"
+# What is added by a method is off by that method's spread, as in the figures.
+_SPREAD: Final = " + ".join(
+    f"{uncertainty.COVERAGE * (uncertainty.hardware(method) or 0.0)} * (efficiency_method = '{method}')"
+    for method in uncertainty.CLOCKS
+)
 _SUMS: Final = {
     "whole": "sum(card_ms)",
     "seen": f"sumIf(card_ms, bucket != {int(Bucket.UNSEEN)})",
@@ -31,8 +36,8 @@ _SUMS: Final = {
     "counted": f"sumIf(counted_capacity_flops, {_ALLOCATED})",
     "measured": f"sumIf(measured_capacity_flops, {_ALLOCATED})",
     "model": f"sumIf(model_flops, {_ALLOCATED})",
-    "undeclared_lo": f"sumIf(undeclared_u_lo_flops, {_ALLOCATED})",
-    "undeclared_hi": f"sumIf(undeclared_u_hi_flops, {_ALLOCATED})",
+    "undeclared_lo": f"sumIf(undeclared_u_lo_flops * (1 - ({_SPREAD})), {_ALLOCATED})",
+    "undeclared_hi": f"sumIf(undeclared_u_hi_flops * (1 + {_SPREAD}), {_ALLOCATED})",
     "a_u": f"sumIf(achievable_u_flops, {_ALLOCATED})",
     "a_counted": f"sumIf(achievable_counted_flops, {_ALLOCATED})",
 }
@@ -65,7 +70,7 @@ METRICS: Final[Mapping[str, Callable[[Sums], float | None]]] = {
     "availability": lambda s: _ratio(s["usable"], s["seen"]),
     "schedulable_allocation": lambda s: _ratio(s["allocated"], s["usable"]),
     "hfu": lambda s: _ratio(s["u"], s["counted"]),
-    "mfu_lo": lambda s: _mfu(s, "undeclared_lo", MODEL_OF_HARDWARE_MIN),
+    "mfu_lo": lambda s: _mfu(s, "undeclared_lo", uncertainty.MODEL_OF_HARDWARE_MIN),
     "mfu_hi": lambda s: _mfu(s, "undeclared_hi", 1.0),
     "hfu_achievable": lambda s: _ratio(s["a_u"], s["a_counted"]),
     "yield": _yield,

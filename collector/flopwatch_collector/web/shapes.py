@@ -79,6 +79,16 @@ class Mfu(MfuBounds):
     dtypes: list[DtypeShare]
 
 
+class Part(Shape):
+    """A part of a step: exact, then the parts add up to it, or bounded, then card_seconds is the middle."""
+
+    name: str
+    card_seconds: float | None
+    lo: float | None
+    hi: float | None
+    bounded: bool
+
+
 class Step(Shape):
     """One step of the waterfall; a step nobody can know is null throughout."""
 
@@ -89,6 +99,7 @@ class Step(Shape):
     flops: float | None
     kwh: float | None
     usd: float | None
+    parts: list[Part]
 
 
 class Outage(Shape):
@@ -201,6 +212,92 @@ class OutagesAnswer(Shape):
 
 class RecordsAnswer(Shape):
     """A list of records under the name of their kind."""
+
+
+class CeilingFleet(Shape):
+    """Cards of one SKU probed alike, the newest result of each, in `unit`."""
+
+    sku: str | None
+    dtype: str | None
+    kind: str
+    sustained: bool
+    unit: str
+    simulated: bool
+    cards: int
+    median: float
+    mad: float
+    p25: float
+    p75: float
+    histogram: list[int]
+    cards_list: list[dict[str, Any]]
+
+
+class CeilingsAnswer(Shape):
+    """Fleets with their cards ranked, worst first; suspects are slow, falling or corrupt."""
+
+    fleets: list[CeilingFleet]
+    suspects: list[dict[str, Any]]
+    truncated: bool
+
+
+class Job(Shape):
+    """A job in a list."""
+
+    name: str
+    cluster: str
+    simulated: bool
+    team: str | None
+    user: str | None
+    sku: str | None
+    workload_class: str | None
+    card_seconds: float
+    cards: Cards
+    hfu: Hfu
+    mfu: Mfu
+
+
+class JobsAnswer(WindowUsed):
+    """Jobs, those with most card-time first."""
+
+    jobs: list[Job]
+    truncated: bool
+
+
+class JobVerdict(Shape):
+    """Whose the losses are. A side is yes, no or unknown, with its points (ratios) and evidence."""
+
+    value: Literal["machine", "workload", "both", "neither", "cannot tell"]
+    machine: dict[str, Any]
+    workload: dict[str, Any]
+
+
+class JobReply(Shape):
+    """What `docs/job-answer.md` defines; ratios, null where not known."""
+
+    verdict: JobVerdict
+    bridge: dict[str, Any]
+    peers: dict[str, Any]
+    causes: list[dict[str, Any]]
+    ceiling: float | None
+    stragglers: dict[str, Any]
+    flags: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    receipt: str
+
+
+class JobAnswer(WindowUsed, Subject):
+    """One job: its figures, and the answer to why."""
+
+    name: str
+    cluster: str
+    simulated: bool
+    device_kind: Literal["gpu", "cpu"]
+    team: str | None
+    user: str | None
+    sku: str | None
+    held_s: float
+    nodes_count: int
+    answer: JobReply
 
 
 class Capture(Shape):

@@ -56,6 +56,7 @@ class Sources:
 
     Attributes:
         deployment: the name pages carry; empty: none.
+        reference_dtypes: cluster → dtype whose peak its waterfall is of.
         readings: held while the readings of a capture are in memory: one at a time.
     """
 
@@ -64,5 +65,6 @@ class Sources:
     answers: Answers
     now_unix_ms: Callable[[], int]
     deployment: str = ""
+    reference_dtypes: Mapping[str, str] = field(default_factory=dict)
     listeners: int = field(default=0)
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))

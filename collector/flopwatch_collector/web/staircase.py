@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from flopwatch_collector.ledger.steps import MODEL_OF_HARDWARE_MIN
 from flopwatch_collector.web import wording
+from flopwatch_kernels.uncertainty import MODEL_OF_HARDWARE_MIN
 
 LABEL_SHARE_MIN: Final = 0.015
 LABEL_FITS_MIN: Final = 0.075
@@ -77,7 +77,7 @@ def _steps(steps: Sequence[Json], window_s: float, free: str) -> list[dict[str, 
                 "words": wording.STEP_WORDS.get(step["step"], step["step"]),
                 "reason": wording.STEP_REASONS.get(step["step"], "not known here")
                 if share is None or step["step"] == "unattributed"
-                else (free if step["step"] == "free" else ""),
+                else (free if step["step"] == "free" else wording.parts(step)),
                 "owner": step["owner"],
                 "hatched": step["step"] in ("unattributed", "unseen", "hardware_flops"),
                 "x": round(100 * min(at, end), 3),

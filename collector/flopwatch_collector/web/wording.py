@@ -40,6 +40,15 @@ STEP_REASONS: Final = {
     "clock": "no reference clock known",
     "model_flops": "no job declares model FLOPs",
 }
+PART_WORDS: Final = {
+    "thermal_sw": "thermal by software",
+    "thermal_hw": "thermal by hardware",
+    "power_brake": "power brake",
+    "sync_boost": "sync boost",
+    "application": "clock asked for",
+    "unknown": "cause not known",
+}
+PART_SHARE_MIN: Final = 0.0005
 OWNERS: Final = ("hardware", "scheduling", "facility", "workload")
 OWNER_SHORT: Final = {"hardware": "hw", "scheduling": "sch", "facility": "fac", "workload": "wl"}
 BUCKET_OWNERS: Final = {
@@ -86,6 +95,22 @@ def signed(text: str) -> str:
 def points(share: float | None) -> str:
     """Return a share of 1 as points of 100."""
     return UNKNOWN if share is None else signed(f"{100 * share:.1f}")
+
+
+def parts(step: Mapping[str, Any]) -> str:
+    """Return what a step is made of, in points: power 3.1 · memory 2.0–7.5; below 0.05 is left out."""
+    if not step["card_seconds"] or not step["parts"]:
+        return ""
+    per_second = step["share"] / step["card_seconds"]
+    said = []
+    for part in step["parts"]:
+        ends = [None if part[end] is None else part[end] * per_second for end in ("lo", "hi")]
+        lo, hi = ends
+        if lo is None or hi is None or max(abs(lo), abs(hi)) < PART_SHARE_MIN:
+            continue
+        figure = f"{points(lo)}–{points(hi)}" if part["bounded"] else points(lo)
+        said.append(f"{PART_WORDS.get(part['name'], part['name'])} {figure}")
+    return " · ".join(said)
 
 
 def free_cards(of: Mapping[str, float | None]) -> str:

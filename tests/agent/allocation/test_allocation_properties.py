@@ -1,8 +1,10 @@
-"""Whatever the sources say: a card's weights sum to 1, and a stranger never allocates a card."""
+"""Whatever the sources say: a card's weights sum to 1, and a stranger never allocates a card; whatever
+processes come and go, they hold it from the first of two readings that show them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from flopwatch_agent.allocation.resolve import Resolve
 from flopwatch_agent.allocation.strangers import Owners
 from flopwatch_agent.allocation.voices import Voices
 from flopwatch_agent.clock import SystemClock
+from flopwatch_agent.interval import Fold
 from flopwatch_agent.jobs import JobTable
-from flopwatch_agent.labels import Environments
+from flopwatch_agent.labels import Environments, Labels
 from flopwatch_agent.reading import Device, Process, Reading
 from flopwatch_agent.shares import whole
 from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
@@ -27,6 +30,8 @@ from flopwatch_proto.v1 import telemetry_pb2 as pb
 JOBS = ("a", "b", "c")
 INSTANCES = ("MIG-0", "MIG-1", "MIG-2", "MIG-3")
 NOWHERE = Path("/proc/nowhere")
+OF_PID = {5: "a", 6: "b", 7: "c", 8: "a"}
+PERIOD_MS = 6000  # three jobs divide it exactly
 
 weights = st.floats(min_value=0.01, max_value=100.0)
 holders = st.builds(
@@ -162,3 +167,39 @@ def test_holders_of_a_whole_card_share_it_by_weight(held: list[Held], device: De
         assert part.holder is not None
         own = sum(holder.weight for holder, _ in held if holder.job == part.holder.job)
         assert abs(part.weight - own / total) < 1e-6
+
+
+def holding(listings: list[set[int] | None], i: int) -> set[int]:
+    """Return the processes that hold the card from reading i to the next: those with two readings."""
+    heard = [listing for listing in listings[: i + 1] if listing is not None]
+    newest, before = ([set(), set(), *heard])[:-3:-1]
+    after = listings[i + 1] or set() if listings[i] is not None else set()
+    return newest & (before | after)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.none() | st.sets(st.sampled_from(sorted(OF_PID))), min_size=2, max_size=12))
+def test_to_the_millisecond_a_process_holds_from_the_first_of_two_readings(
+    listings: list[set[int] | None],
+) -> None:
+    source = Processes(lambda pid: Labels(job=OF_PID[pid]))
+    fold, rows, expected = Fold(interval_ms=30_000), [], Counter[str | None]()
+    device = Device(slot="0000:18:00.0", kind="gpu", sku="H100", uuid="GPU-0")
+    for i, listing in enumerate(listings):
+        reading = Reading(
+            device=device,
+            taken_unix_ms=1_793_534_400_000 + PERIOD_MS * i,
+            boottime_ns=PERIOD_MS * i * 1_000_000,
+            values={"sm_active_ratio": 0.5},
+            processes=None if listing is None else tuple(Process(pid=pid) for pid in listing),
+        )
+        rows += fold.add(reading, source.shares(reading, JobTable()))
+        if i + 1 < len(listings):
+            jobs = {OF_PID[pid] for pid in holding(listings, i)}
+            expected.update({job: PERIOD_MS // len(jobs) for job in jobs} or {None: PERIOD_MS})
+    rows += fold.close(2_000_000_000_000)
+    found = Counter[str | None]()
+    for row in rows:
+        found[row.texts["job"]] += row.card_times["card_ms"]
+        assert (row.texts["job"] is None) == (row.bucket is Bucket.FREE)
+    assert found == expected

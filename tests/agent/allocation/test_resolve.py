@@ -492,6 +492,23 @@ async def test_flops_declared_under_another_name_are_the_schedulers_jobs(tmp_pat
     assert (second - first, third - second) == (4e12, 1e12)
 
 
+async def test_a_log_tail_around_a_job_speaks_for_its_cards_under_its_own_name(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path, Scripted("slurm", word((7, job("81")))))
+    stage.host.process(5, group=stage.host.slurm("81"), FLOPWATCH_JOB="llama")
+    said: dict[str, Any] = {"v": 1, "pid": 99, "job": "llama", "device": "*", "phase": "checkpoint"}
+
+    def say(flops: float, **more: Any) -> None:
+        stage.jobs.apply(Message(**said, model_flops_total=flops, **more), 0)
+
+    say(0.0, event="start")
+    assert (await stage.share(pids=(5,))).model_flops_total == 0.0
+    say(4e12)
+    share = await stage.share(pids=(5,))
+    assert (share.job, share.model_flops_total, share.phase) == ("81", 4e12, "checkpoint")
+
+
 # ---- what becomes of it -------------------------------------------------------------------------
 
 

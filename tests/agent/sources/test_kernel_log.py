@@ -115,7 +115,7 @@ async def test_kmsg_is_read_where_there_is_no_journal(make: Make, tmp_path: Path
     # A pipe cannot be sought in; the source must say that it has nothing, and not fail.
     await source.start()
     (told,) = (await source.read()).events
-    assert (told.kind, told.severity) == ("kernel_log_unreadable", "warning")
+    assert told.kind == "kernel_log_unreadable"
     os.close(writer)
 
 

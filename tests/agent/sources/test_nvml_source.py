@@ -36,6 +36,7 @@ async def test_every_card_has_a_reading(make: Make) -> None:
     assert [reading.device.slot for reading in report.readings] == [SLOT_0, SLOT_1]
     first = report.readings[0]
     assert (first.device.kind, first.device.sku) == ("gpu", "NVIDIA H100 80GB HBM3")
+    assert first.device.driver_version == "595.58.03"  # counters are calibrated under a driver
     assert first.values["power_watts"] == 72.0
     assert report.readings[1].values["nvlink_tx_bytes_per_second"] is Absence.NOT_SUPPORTED
     assert first.processes == ()
@@ -92,7 +93,7 @@ async def test_a_lost_card_is_told_once_and_keeps_its_place(make: Make, script: 
     report, events = await read_until(source, lambda r: "gpu_is_lost" in failures(r))
     assert failures(report) == [None, "gpu_is_lost"]
     assert report.driver_state == "ok"
-    assert [(e.kind, e.slot, e.severity) for e in events] == [("card_lost", SLOT_1, "fatal")]
+    assert [(e.kind, e.slot) for e in events] == [("card_lost", SLOT_1)]
     assert (await source.read()).events == ()
 
 
@@ -192,10 +193,7 @@ async def test_an_xid_is_an_event_of_its_card(make: Make, script: Script) -> Non
     while len(heard) < 2:
         _, events = await read_until(source, has_event("xid"))
         heard += events
-    assert {(e.kind, e.slot, e.code, e.severity) for e in heard} == {
-        ("xid", SLOT_0, 79, "fatal"),
-        ("xid", SLOT_1, 13, "error"),
-    }
+    assert {(e.kind, e.slot, e.code) for e in heard} == {("xid", SLOT_0, 79), ("xid", SLOT_1, 13)}
     assert all(event.time_unix_ms > 0 for event in heard)
 
 

@@ -1,0 +1,1 @@
+"""What a job's cards say of it: stragglers, verdict, bridge, peers, causes, receipt."""
