@@ -139,7 +139,7 @@ def test_the_cluster_of_that_driver_has_the_vectors_figures(
     figures = shared.cluster("driven", watched.start, watched.end)
     assert figures["simulated"] is False
     assert figures["cards"] == {
-        "in_service": 2.0, "allocated": 1.0, "active": 1.0, "unseen": 0.0, "excused": 0,
+        "in_service": 2.0, "allocated": 1.0, "active": 1.0, "unseen": 0.0, "rogue": 0.0, "excused": 0,
         "free": 1.0, "free_demand": None, "free_no_demand": None,
     }  # fmt: skip
     assert figures["allocation"] == {"value": 0.5, "lo": 0.5, "hi": 0.5, "coverage": 1.0}

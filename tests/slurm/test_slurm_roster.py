@@ -16,9 +16,10 @@ from flopwatch_collector.roster.said import Said, Word
 from flopwatch_collector.roster.slurm import Reading, judge
 from flopwatch_collector.roster.slurm_commands import SlurmCommands, found
 from flopwatch_collector.roster.slurm_layout import jobs_of, nodes_of
+from flopwatch_collector.roster.slurm_reservations import reservations_in
 from flopwatch_collector.roster.slurm_rest import SlurmRest
 from flopwatch_proto.rows import Bucket
-from slurm.lab import CARDS, CGROUPS, Lab
+from slurm.lab import CARDS, CGROUPS, Lab, LabError
 
 NODES = 32
 
@@ -41,6 +42,7 @@ async def said_by(lab: Lab, silent: dict[str, int] | None = None) -> Said:
         reading=Reading(partition_classes={"base": "training"}),
         closed_partitions=answers.closed_partitions,
         silent_before=silent,
+        reservations=reservations_in(answers.reservations),
     )
 
 
@@ -183,15 +185,21 @@ async def test_a_draining_node_keeps_its_jobs_cards_and_loses_the_others(lab: La
 
 async def test_reservations_hold_and_maintenance_takes_out(lab: Lab) -> None:
     create = ("scontrol", "create", "reservation", "starttime=now", "duration=60", "users=root")
-    held, broken = lab.nodes[5], lab.nodes[6]
+    held, broken, part = lab.nodes[5:8]
     try:
         lab.run(*create, "reservationname=held", f"nodes={held}")
         lab.run(*create, "reservationname=fans", f"nodes={broken}", "flags=maint")
+        lab.run(*create, "reservationname=part", f"nodes={part}", "corecnt=4")
+        with pytest.raises(LabError, match="TRES 'gres/gpu'"):  # 22.05 reserves no cards
+            lab.run(*create, "reservationname=no", f"nodes={part}", "tres=gres/gpu=2")
         lab.until(
-            "both show",
+            "all show",
             lambda: (
-                lab.run("sinfo", "-h", "-p", "base", "-N", "-n", f"{held},{broken}", "-o", "%t")
-                == "resv\nmaint\n"
+                lab.run(
+                    *("sinfo", "-h", "-p", "base", "-N", "-o", "%t"),
+                    *("-n", f"{held},{broken},{part}"),
+                )
+                == "resv\nmaint\nresv\n"
             ),
         )
         job = lab.submit("--reservation=held", "--gres=gpu:3")
@@ -200,10 +208,15 @@ async def test_reservations_hold_and_maintenance_takes_out(lab: Lab) -> None:
         check_whole(said, lab)
         assert buckets(said, held) == {Bucket.ALLOCATED: 3, Bucket.HELD: 5}
         assert buckets(said, broken) == {Bucket.MAINT: CARDS}
-        lab.run("scancel", job)
+        # The cores that are left are everybody's, and with them every card.
+        assert buckets(said, part) == {Bucket.FREE: CARDS}
+        other = lab.submit("-w", part, "--gres=gpu:8", "-c12")
+        lab.until_state(other, "R")
+        assert buckets(await said_by(lab), part) == {Bucket.ALLOCATED: CARDS}
+        lab.run("scancel", job, other)
         lab.until("it ended", lambda: lab.job_state(job) == "CA")
     finally:
-        for name in ("held", "fans"):
+        for name in ("held", "fans", "part"):
             lab.run("scontrol", "delete", f"reservationname={name}")
 
 

@@ -27,6 +27,7 @@ from flopwatch_collector.roster.answers import NotAnsweredError
 from flopwatch_collector.roster.slurm import judge
 from flopwatch_collector.roster.slurm_commands import SlurmCommands, found
 from flopwatch_collector.roster.slurm_layout import jobs_of, nodes_of
+from flopwatch_collector.roster.slurm_reservations import reservations_in
 from flopwatch_proto.errors import UsageError
 
 app = typer.Typer(help="Compare what flopwatch says with what others say.", no_args_is_help=True)
@@ -142,6 +143,7 @@ def _slurm(
         {node: list(of) for node, of in slots.items()},
         reading=settings.slurm.reading(),
         closed_partitions=answers.closed_partitions,
+        reservations=reservations_in(answers.reservations),
     )
     held: dict[str, dict[str, float | None]] = {}
     for word in said.words:

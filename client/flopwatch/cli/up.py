@@ -63,13 +63,10 @@ def up(
     children = Children()
     # A script that starts us in the background has us ignore Ctrl-C; the daemons do not, so we must not.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, children.stop)
     try:
         return _run(children, directory, web, ingest, simulate=not no_sim)
-    except KeyboardInterrupt:
-        return 0
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough; the children are being ended
         children.end()
 
 
@@ -94,11 +91,21 @@ def listening(flag: str, text: str) -> Address:
 
 
 class Children:
-    """The processes that `up` started, in order. Args: command: what starts a part, by its name."""
+    """The processes that `up` started, in order. Args: command: what starts a part, by its name.
+
+    Attributes:
+        stopping: somebody asked us to end. Looked at between two steps: an exception raised by a signal
+            may fall between the start of a child and our knowing of it.
+    """
 
     def __init__(self, command: tuple[str, ...] = (sys.executable, "-m", "flopwatch")) -> None:
         self._command = command
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self.stopping = False
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        """Ask for the end: the handler of signals."""
+        self.stopping = True
 
     def start(self, name: str, *arguments: str, quiet: bool = False) -> subprocess.Popen[bytes]:
         """Start `flopwatch NAME …` in our process group: whoever ends the group ends all of it."""
@@ -185,6 +192,8 @@ def _await_ready(children: Children, web: Address) -> int | None:
     """Wait until the collector serves; its exit code where it gave up instead."""
     give_up = time.monotonic() + READY_SECONDS_MAX
     while time.monotonic() < give_up:
+        if children.stopping:
+            return 0
         ended = children.ended()
         if ended is not None:
             return _report(*ended)
@@ -201,11 +210,12 @@ def _serve(children: Children, web: Address, ingest: Address) -> int:
     """Say where everything is; return when a child has ended."""
     sys.stdout.write(f"ingest {ingest}\ndashboard http://{web}\n")
     sys.stdout.flush()  # whoever reads it from a pipe waits for it
-    while True:
+    while not children.stopping:
         ended = children.ended()
         if ended is not None:
             return _report(*ended)
         time.sleep(_TICK_SECONDS)
+    return 0
 
 
 def _report(name: str, code: int) -> int:
@@ -215,7 +225,3 @@ def _report(name: str, code: int) -> int:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
     typer.echo(f"flopwatch up: the {name} {how}; stopping", err=True)
     return 1
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

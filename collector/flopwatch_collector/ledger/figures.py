@@ -68,6 +68,7 @@ def _cards(sheet: Sheet, window_ms: int) -> Figures:
         "allocated": sheet.time(*ALLOCATED_BUCKETS) / window_ms,
         "active": sheet.time(Bucket.ACTIVE) / window_ms,
         "unseen": sheet.time(Bucket.UNSEEN) / window_ms,
+        "rogue": sheet.where(sheet.rogue).time() / window_ms,
         "excused": 0,
         **_free(sheet, window_ms),
     }

@@ -20,6 +20,7 @@ class Answers:
         cluster: its own name; empty where it does not say.
         nodes, jobs: JSON, of whatever layout.
         closed_partitions: those that start no jobs now.
+        reservations: text, a line each; empty where they were not asked for.
         private_data: what PrivateData hides from users without operator rights; empty also where it is
             not told.
     """
@@ -29,6 +30,7 @@ class Answers:
     nodes: bytes
     jobs: bytes
     closed_partitions: frozenset[str] = frozenset()
+    reservations: str = ""
     private_data: frozenset[str] = frozenset()
 
 

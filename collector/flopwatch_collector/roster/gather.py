@@ -20,7 +20,9 @@ from flopwatch_collector.roster.metrics import RosterMetrics
 from flopwatch_collector.roster.said import Doubt, Said
 from flopwatch_collector.roster.slurm import judge
 from flopwatch_collector.roster.slurm_commands import found
+from flopwatch_collector.roster.slurm_demand import RecentJobs
 from flopwatch_collector.roster.slurm_layout import jobs_of, nodes_of
+from flopwatch_collector.roster.slurm_reservations import reservations_in
 from flopwatch_collector.roster.slurm_settings import SlurmConfig
 from flopwatch_collector.telemetry import Reader
 from flopwatch_collector.telemetry.arrival import Arrival, Origin, commit, of_batch
@@ -65,6 +67,7 @@ class SlurmRosters:
     _answered: bool = False
     _silent_nodes: dict[str, int] = field(default_factory=dict)
     _standing: frozenset[tuple[str, str]] = frozenset()
+    _recent: RecentJobs = field(default_factory=RecentJobs)
 
     async def run(self) -> None:
         """Ask, store, wait."""
@@ -114,13 +117,17 @@ class SlurmRosters:
         return said
 
     def _judge(self, answers: Answers, slots: Mapping[str, Sequence[str]]) -> Said:
+        jobs = jobs_of(answers.jobs)
+        self._recent.see(jobs, self.now_unix_ms())
         return judge(
             nodes_of(answers.nodes),
-            jobs_of(answers.jobs),
+            jobs,
             slots,
             reading=self.config.reading(),
             closed_partitions=answers.closed_partitions,
             silent_before=self._silent_nodes,
+            reservations=reservations_in(answers.reservations),
+            recent=self._recent.shapes(),
         )
 
     def _store(self, said: Said, taken_unix_ms: int) -> None:

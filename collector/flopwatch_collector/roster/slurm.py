@@ -11,8 +11,10 @@ node's state, which counts CPUs. First match wins:
 - SUSPENDED: all jobs of the card are; GANG_WAIT: they are configuring, so part of their nodes is not there;
 - ALLOCATED: it has a job, also on a draining node, in a reservation, or one that this user may not see;
 - MAINT: DRAIN, MAINTENANCE, PERFCTRS, a reboot that was asked for, and no job;
-- HELD: RESERVED and no job; its node is in no partition that takes jobs: none, spare or closed ones;
-- STRANDED: the share of the jobs that wait which its node cannot host (`stranded`);
+- HELD: RESERVED and no job, or the cards' worth of a reservation of a part of the node
+  (`slurm_reservations`); its node is in no partition that takes jobs: none, spare or closed ones;
+- STRANDED: the share of the jobs that wait, else of those that ran lately, which its node cannot host
+  (`stranded`, `slurm_demand`);
 - FREE: the rest.
 
 ``gres`` indexes are Slurm's: the order of the node's gres.conf. The index k is the k-th slot of the node in
@@ -20,9 +22,7 @@ the order of PCI addresses, which is the order of NVIDIA's device minors, unless
 order (``slurm.cards``). Where the numbers of cards differ, which card is which cannot be known: the roster
 then speaks only if its word is the same for all cards of the node, and a warning says so.
 
-A job is named by its own number, the one in cgroups, for tasks of arrays and components too. Jobs that
-wait count as demand where cards are what they wait for (``DEMAND_REASONS``): a limit, a dependency, a hold
-or a start time would keep them waiting on an empty cluster too.
+A job is named by its own number, the one in cgroups, for tasks of arrays and components too.
 """
 
 from __future__ import annotations
@@ -34,20 +34,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from flopwatch_collector.roster.said import Said, Word
+from flopwatch_collector.roster.slurm_demand import count_pending, mix, with_stranded
 from flopwatch_collector.roster.slurm_layout import Job, Node
-from flopwatch_collector.roster.stranded import (
-    JobShape,
-    NodeFree,
-    reference_mix,
-    stranded_ratios,
-)
+from flopwatch_collector.roster.slurm_reservations import Reservation, held_part, with_held
+from flopwatch_collector.roster.stranded import JobShape, NodeFree, stranded_ratios
 from flopwatch_proto.rows import Bucket
 
 SILENT_ROSTERS_MAX: Final = 2
 """A node that does not respond in so many rosters running may have had a moment's weakness."""
-
-DEMAND_REASONS: Final = frozenset({"None", "", "Priority", "Resources", "ReqNodeNotAvail"})
-"""None: not looked at yet. ReqNodeNotAvail: nodes that it could run on are down, drained or reserved."""
 
 _HOLDING: Final = frozenset(
     {
@@ -118,6 +112,8 @@ def judge(
     reading: Reading,
     closed_partitions: frozenset[str] = frozenset(),
     silent_before: Mapping[str, int] | None = None,
+    reservations: Sequence[Reservation] = (),
+    recent: Sequence[JobShape] = (),
 ) -> Said:
     """Return what Slurm says of every known slot, once.
 
@@ -125,6 +121,8 @@ def judge(
         slots: node → its slots that flopwatch knows, in any order.
         closed_partitions: those that start no jobs (down, drained, inactive).
         silent_before: node → rosters running in which it did not respond, before this one.
+        reservations: those in force; without any a RESERVED node is held as a whole.
+        recent: what the jobs of the last days wanted.
     """
     silent_before = silent_before or {}
     holders = _holders(nodes, jobs)
@@ -142,24 +140,32 @@ def judge(
             said.unknown_nodes.append(node.name)
             continue
         places = tuple(reading.cards.get(known) or sorted(slots[known], key=natural))
-        rule = _rule(node, silent[node.name], closed_partitions, reading)
+        held = held_part(node, reservations, holders[node.name].by_index)
+        rule = _rule(node, silent[node.name], closed_partitions, reading, whole=held is None)
         by_card = _words(node, known, holders[node.name], rule, reading, said)
+        if held is not None:
+            by_card = with_held(by_card, held)
         words = _placed(by_card, places, node, said)
         free = sum(word.bucket == Bucket.FREE for word in words)
         frees.append(
             NodeFree(
                 node=known,
                 cards=free,
-                cpus=node.free_cpus,
+                cpus=_less(node.free_cpus, held.cpus if held else 0.0),
                 memory_bytes=node.free_memory_bytes,
                 card_type=node.card_type,
             )
         )
         said.words.extend(words)
     said.silent = dict(silent)
-    _count_pending(jobs, said)
-    said.words = list(_with_stranded(said.words, stranded_ratios(frees, _mix(jobs))))
+    count_pending(jobs, said)
+    ratios = stranded_ratios(frees, mix(jobs, recent))
+    said.words = list(with_stranded(said.words, ratios, waiting=said.pending_jobs > 0))
     return said
+
+
+def _less(cpus: float | None, held: float) -> float | None:
+    return None if cpus is None else max(0.0, cpus - held)
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -213,9 +219,13 @@ def _holders(nodes: Sequence[Node], jobs: Iterable[Job]) -> dict[str, _Holders]:
 
 
 def _rule(
-    node: Node, silent: int, closed_partitions: frozenset[str], reading: Reading
+    node: Node, silent: int, closed_partitions: frozenset[str], reading: Reading, *, whole: bool
 ) -> tuple[Bucket, bool, str]:
-    """Return (bucket of a card without a job, whether it stands before jobs too, why)."""
+    """Return (bucket of a card without a job, whether it stands before jobs too, why).
+
+    Args:
+        whole: a node that is reserved is so as a whole.
+    """
     states = node.states
     told = f" ({node.reason})" if node.reason else ""
     if "REBOOT_ISSUED" in states or (states & _POWER and "DOWN" not in states):
@@ -232,7 +242,7 @@ def _rule(
     if states & _MAINT:
         what = "drained" if states & {"DRAIN", "DRAINED", "DRAINING"} else "in maintenance"
         return Bucket.MAINT, False, f"is {what}{told}"
-    if states & {"RESERVED", "RESERVATION", "RESV"}:
+    if whole and states & {"RESERVED", "RESERVATION", "RESV"}:
         named = f" {node.reservation}" if node.reservation else ""
         return Bucket.HELD, False, f"is reserved{named}"
     if not node.partitions - reading.spare_partitions:
@@ -354,41 +364,3 @@ def _placed(words: list[list[Word]], places: tuple[str, ...], node: Node, said: 
             said.unlisted_free_cards += sum(w.bucket == Bucket.FREE for card in words for w in card)
         words = [words[0]] * len(places) if alike else []
     return [word.at(place) for place, card in zip(places, words, strict=False) for word in card]
-
-
-def _count_pending(jobs: Iterable[Job], said: Said) -> None:
-    for job in jobs:
-        if waits_for_cards(job):
-            said.pending_jobs += 1
-            said.pending_cards += job.pending_cards
-
-
-def waits_for_cards(job: Job) -> bool:
-    """Return whether a job waits for cards, and for nothing else."""
-    reason = job.reason.partition(",")[0].strip("() ")
-    return "PENDING" in job.states and job.pending_cards > 0 and reason in DEMAND_REASONS
-
-
-def _mix(jobs: Iterable[Job]) -> tuple[JobShape, ...]:
-    shapes = [
-        JobShape(
-            cards=job.cards_per_piece,
-            cpus=job.cpus_per_piece,
-            memory_bytes=job.memory_bytes_per_piece,
-            card_type=job.card_type,
-            pieces=job.pieces,
-        )
-        for job in jobs
-        if waits_for_cards(job)
-    ]
-    return reference_mix(shapes, ())
-
-
-def _with_stranded(words: Iterable[Word], ratios: Mapping[str, float]) -> Iterable[Word]:
-    for word in words:
-        lost = ratios.get(word.node, 0.0) if word.bucket == Bucket.FREE else 0.0
-        if lost > 0:
-            why = f"{word.node} cannot host {lost:.0%} of the jobs that wait"
-            yield word.as_part(Bucket.STRANDED, lost, why)
-        if lost < 1:
-            yield word.as_part(word.bucket, word.weight - lost, word.why)

@@ -85,6 +85,7 @@ class SlurmCommands:
         else:
             nodes = await self._run("sinfo", "-a", "--json")
         partitions = (await self._run("sinfo", "-a", "-h", "-o", "%R|%a")).decode(errors="replace")
+        reserved = await self._run("scontrol", "-a", "-o", "show", "reservation")
         return Answers(
             cluster=settings.get("ClusterName", ""),
             version=".".join(str(part) for part in self._version),
@@ -95,6 +96,7 @@ class SlurmCommands:
                 for name, _, state in (line.partition("|") for line in partitions.splitlines())
                 if name and state != "up"
             ),
+            reservations=reserved.decode(errors="replace"),
             private_data=frozenset(
                 part for part in settings.get("PrivateData", "none").split(",") if part != "none"
             ),

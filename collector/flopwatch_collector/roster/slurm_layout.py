@@ -14,6 +14,7 @@ missing, the type may be ``(null)``, an idle node has ``(IDX:N/A)``.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class _NodeJson(msgspec.Struct, frozen=True):
     hostname: str | None = None
     reservation: str | None = None
     cpus: Number = None
+    cores: Number = None
+    sockets: Number = None
     alloc_cpus: Number = None
     real_memory: Number = None
     alloc_memory: Number = None
@@ -72,6 +75,7 @@ class _JobJson(msgspec.Struct, frozen=True):
     partition: str | None = None
     qos: str | None = None
     nodes: str | None = None
+    resv_name: str | None = None
     gres_detail: list[str] | None = None
     array_job_id: Number = None
     array_task_id: Number = None
@@ -117,6 +121,7 @@ class Node:
         card_type: empty where it has several types, or none is named.
         shards_used: cards are given out in shards, which name no card.
         free_cpus, free_memory_bytes: None where it does not say.
+        cores: of all sockets; infinite where it does not say.
     """
 
     name: str
@@ -131,6 +136,7 @@ class Node:
     shards_used: bool = False
     free_cpus: float | None = None
     free_memory_bytes: int | None = None
+    cores: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +150,7 @@ class Job:
         states: RUNNING, SUSPENDED, COMPLETING …
         nodes: names, as Slurm lists them.
         cards: per node, in the order of the node table; empty where it has none.
+        reservation: the one that it runs in.
         pending_cards, pieces, cards_per_piece: what it waits for: in all, on how many nodes, on each.
     """
 
@@ -164,6 +171,7 @@ class Job:
     card_type: str = ""
     cpus_per_piece: float = 0.0
     memory_bytes_per_piece: int = 0
+    reservation: str = ""
 
 
 def nodes_of(text: bytes) -> tuple[Node, ...]:
@@ -220,6 +228,7 @@ def _node(node: _NodeJson) -> Node:
             if memory is None
             else max(0, int(memory - (number(node.alloc_memory) or 0))) * 1024**2
         ),
+        cores=(number(node.cores) or 0) * (number(node.sockets) or 0) or math.inf,
     )
 
 
@@ -256,6 +265,7 @@ def _job(job: _JobJson) -> Job:
         card_type=card_type,
         cpus_per_piece=(number(job.cpus) or 0) / nodes,
         memory_bytes_per_piece=int(memory or 0) * 1024**2,
+        reservation=job.resv_name or "",
     )
 
 

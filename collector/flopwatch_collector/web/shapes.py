@@ -23,6 +23,7 @@ class Cards(Shape):
     allocated: float
     active: float
     unseen: float
+    rogue: float
     excused: float
     free: float
     free_demand: float | None

@@ -196,7 +196,8 @@ def test_to_the_millisecond_a_process_holds_from_the_first_of_two_readings(
         rows += fold.add(reading, source.shares(reading, JobTable()))
         if i + 1 < len(listings):
             jobs = {OF_PID[pid] for pid in holding(listings, i)}
-            expected.update({job: PERIOD_MS // len(jobs) for job in jobs} or {None: PERIOD_MS})
+            for job in jobs or (None,):
+                expected[job] += PERIOD_MS // max(1, len(jobs))
     rows += fold.close(2_000_000_000_000)
     found = Counter[str | None]()
     for row in rows:
