@@ -22,8 +22,7 @@ SETTLE_S: Final = 25.0
 _REMARKS: Final = (
     "The driver is the fake of `tests/fakenvml`: its calls take microseconds. A real driver's calls take "
     "longer, and part of that time is CPU time of the driver child.",
-    "CPU is of one core; wakeups are voluntary context switches of all the process's threads. The fake "
-    "driver waits for events by looking every 250 ms: those are most of the driver child's.",
+    "CPU is of one core; wakeups are voluntary context switches of all the process's threads.",
     "The peers run one after the other in the same run, on the same driver and script: nvitop-exporter "
     "scraped once a second, `gpustat --interval 1`. Neither reads GPM, keeps a spool or sends anything.",
     "Every card runs a compute process, so allocation, labels and GPM counters are all at work.",

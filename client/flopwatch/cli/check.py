@@ -32,7 +32,7 @@ from flopwatch_proto.errors import UsageError
 
 app = typer.Typer(help="Compare what flopwatch says with what others say.", no_args_is_help=True)
 
-NODES_ASKED_MAX: Final = 200
+NODES_ASKED_MAX: Final = 2_000
 """Nodes are compared card by card with one request each, those that differ first; never more than this."""
 
 Slots = Mapping[str, Mapping[str, str]]
@@ -78,7 +78,7 @@ def allocation(
     """Node by node, where flopwatch and the scheduler differ in states and jobs, and why.
 
     Asks `sinfo` and `squeue` of this host, or `kubectl` with its current context. Ends with 0 where they
-    agree, 1 where they differ, 2 where they cannot be compared.
+    agree, 1 where they differ or some nodes were not compared, 2 where they cannot be compared.
     """
     wanted = scheduler or _here()
     settings = _settings(order)
@@ -111,7 +111,7 @@ def allocation(
         typer.echo(json_module.dumps(shown, indent=2))
     else:
         _print(name, summary, differences, told, left)
-    return 1 if differences else 0
+    return 1 if differences or left else 0
 
 
 def _here() -> Scheduler:
