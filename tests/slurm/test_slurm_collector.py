@@ -170,6 +170,12 @@ def rogue_ms(beside: Collector, node: str, since_unix_ms: int) -> dict[str, int]
     return {str(user): rogue.where(users == user).time() for user in set(users)}
 
 
+def with_rogues(beside: Collector, node: str) -> Any:
+    """Return what the API says of a node; None until it has time of cards there without an allocation."""
+    answer = beside.get(f"/api/v1/nodes/{node}", cluster="real", window="1m")
+    return answer if answer["cards"]["rogue"] > 0 else None
+
+
 async def test_a_killed_slurmd_loses_the_node_while_its_processes_are_rogue(
     lab: Lab, beside: Collector, watched: Callable[[str, list[int]], None]
 ) -> None:
@@ -207,6 +213,9 @@ async def test_a_killed_slurmd_loses_the_node_while_its_processes_are_rogue(
         stranger = awaited(lambda: rogue_ms(beside, node, down), "the account calls it ROGUE")
         assert stranger.keys() == {"root"}
         assert 0 < stranger["root"] <= 3 * (wall_unix_ms(SystemClock()) - down)
+        answer = awaited(lambda: with_rogues(beside, node), "the API shows it")
+        assert {c["user"] for c in answer["cards_list"] if c["user"]} == {"root"}
+        assert not answer["cards_list"][0]["row"]["rogue"]  # the node alone cannot know
     finally:
         lab.run("scancel", job)
         lab.start_slurmd(node)
