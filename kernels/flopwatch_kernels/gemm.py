@@ -106,8 +106,8 @@ def _sustained(
     batch = max(2, min(_BATCH_ITERATIONS_MAX, int(stretch_seconds / min(warm))))
     durations: list[float] = []
     moments: list[Moment] = []
-    told_at = started_at = time.monotonic()
     with Watch(device.sensor) as watch:
+        told_at = started_at = time.monotonic()
         while (now := time.monotonic()) - started_at < seconds:
             stretch = multiply(batch)
             durations += stretch

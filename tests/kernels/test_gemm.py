@@ -17,7 +17,7 @@ SPEC = ProbeSpec(
     device="cpu",
     dtype="bf16",
     sustained=False,
-    sustained_seconds=0.05,
+    sustained_seconds=20.0,
     threads=None,
     niceness=0,
     memory_bytes_max=1 << 30,
@@ -44,6 +44,10 @@ class Fake:
         self.jitter = jitter
         self.flops = {CUBE: 4e14, FLAT: 8e14, DEEP: 6e14}
         self.ran: list[tuple[Shape, int]] = []
+        self.now_seconds = 0.0  # goes on while the device works, and at no other time
+
+    def monotonic(self) -> float:
+        return self.now_seconds
 
     def shapes(self) -> tuple[Shape, ...]:
         return tuple(self.flops)
@@ -54,7 +58,9 @@ class Fake:
 
         def run(iterations: int) -> list[float]:
             self.ran.append((shape, iterations))
-            return [seconds * next(factors) for _ in range(iterations)]
+            durations = [seconds * next(factors) for _ in range(iterations)]
+            self.now_seconds += sum(durations)
+            return durations
 
         return run
 
@@ -70,6 +76,7 @@ def measured(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, *, dtype: str = "bf16", sustained: bool = False
 ) -> tuple[ProbeResult, list[Progress]]:
     monkeypatch.setattr(gemm, "open_device", lambda spec: fake)
+    monkeypatch.setattr(gemm, "time", fake)
     said: list[Message] = []
     spec = msgspec.structs.replace(SPEC, dtype=dtype, sustained=sustained)
     result = gemm.measure(spec, said.append)
@@ -114,8 +121,9 @@ def test_a_sustained_probe_loads_the_winner_and_says_so(monkeypatch: pytest.Monk
     fake = Fake(None, 0.0)
     result, said = measure(fake, monkeypatch, sustained=True)
     assert result.sustained
-    assert result.seconds >= 0.05 * 0.99  # a sum of many short times, each rounded
-    assert fake.ran[-1][0] == result.shape == FLAT
+    assert result.shape == FLAT
+    sustained = [n for shape, n in fake.ran if shape == FLAT][-len(result.moments) :]
+    assert sum(sustained) * gemm_flops(*FLAT) / 8e14 == pytest.approx(20.0, rel=0.05)
     assert "sustained" in said[-1]
 
 
@@ -123,18 +131,18 @@ def test_a_sustained_load_is_told_over_time(monkeypatch: pytest.MonkeyPatch) -> 
     result, _ = measure(Fake(None, 0.0), monkeypatch, sustained=True)
     seconds = [moment.seconds for moment in result.moments]
     assert seconds == sorted(seconds)
-    assert seconds[-1] >= 0.05 * 0.99
-    assert len(seconds) <= 120
+    assert seconds[-1] == pytest.approx(20.0, rel=0.05)
+    assert 1 < len(seconds) <= 120
     assert [moment.flops for moment in result.moments] == pytest.approx([8e14] * len(seconds))
 
 
 def test_the_steps_of_a_probe_are_counted_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    for sustained in (False, True):
+    for sustained, total in ((False, 3), (True, 3 + 20)):  # a shape and a second are a step each
         _, told = measured(Fake(None, 0.0), monkeypatch, sustained=sustained)
         counted = [(each.done, each.total) for each in told if each.total is not None]
         assert counted == sorted(counted)
-        assert counted[0] == (1, 3)
-        assert counted[-1] == (3, 3)
+        assert counted[0] == (1, total)
+        assert counted[-1] == (total, total)
 
 
 def test_a_probe_states_how_well_it_knows_its_median(monkeypatch: pytest.MonkeyPatch) -> None:
