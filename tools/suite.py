@@ -1,8 +1,8 @@
-"""The test suite, in two processes beside each other: one half waits for processes, the other computes.
+"""The test suite, in processes beside each other: one computes, the others mostly wait for what they start.
 
 .venv/bin/python tools/suite.py
 
-What each half says is shown whole, one after the other; the exit code is of the first half that failed.
+What each says is shown whole, one after the other; the exit code is of the first that failed.
 """
 
 from __future__ import annotations
@@ -11,35 +11,48 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-PYTEST: Final = (sys.executable, "-m", "pytest", "-p", "no_skips")
-WAITING: Final = ("tests/e2e", "tests/slurm", "tests/systemd", "tests/test_verify_gpu.py")
+PYTEST: Final = (sys.executable, "-m", "pytest", "-p", "no_skips", "--durations=10")
+WAITING: Final = (
+    ("tests/e2e",),
+    ("tests/cluster", "tests/slurm", "tests/systemd", "tests/test_verify_gpu.py"),
+)
 
 
 def main() -> int:
-    """Run both halves and return the exit code."""
+    """Run all parts and return the exit code."""
     environment = {**os.environ, "PYTHONPATH": "tests"}
-    computing = (*PYTEST, *(f"--ignore={path}" for path in WAITING))
-    with tempfile.TemporaryFile() as said:
-        waiting = subprocess.Popen(
-            (*PYTEST, "-p", "no:cacheprovider", *WAITING),
-            cwd=ROOT,
-            env=environment,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            computed = subprocess.run(computing, cwd=ROOT, env=environment, check=False)
-            waiting.wait()
-        finally:
-            waiting.terminate()
-        said.seek(0)
-        sys.stdout.buffer.write(said.read())
-        sys.stdout.flush()
-    return computed.returncode or waiting.returncode
+    waited_for = [path for part in WAITING for path in part]
+    computing = (*PYTEST, *(f"--ignore={path}" for path in waited_for))
+    with ExitStack() as stack:
+        parts = []
+        for paths in WAITING:
+            said = stack.enter_context(tempfile.TemporaryFile())
+            part = subprocess.Popen(
+                (
+                    *PYTEST,
+                    "-p",
+                    "no:cacheprovider",
+                    *(path for path in paths if (ROOT / path).exists()),
+                ),
+                cwd=ROOT,
+                env=environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+            stack.callback(part.terminate)
+            parts.append((part, said))
+        codes = [subprocess.run(computing, cwd=ROOT, env=environment, check=False).returncode]
+        for part, said in parts:
+            codes.append(part.wait())
+            said.seek(0)
+            sys.stdout.buffer.write(said.read())
+            sys.stdout.flush()
+    return next((code for code in codes if code), 0)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The agent: sources ─► fold ─► payload ─► spool ─► stream, in one event loop.
+"""The agent: sources ─► payloads ─► spool ─► stream, in one event loop.
 
 - Readings are taken once a second on UTC-aligned ticks. A source that fails is counted, logged when that
   changes, and does not stop the others; one that is slow skips ticks of its own and of nobody else.
@@ -24,16 +24,13 @@ from typing import Final
 import msgspec
 import structlog
 
-from flopwatch_agent.cadence import Cadence
 from flopwatch_agent.clock import seconds_to_next, wall_unix_ms
 from flopwatch_agent.config import AgentConfig
-from flopwatch_agent.interval import Fold
 from flopwatch_agent.job_intake import Intake
-from flopwatch_agent.jobs import device_key
 from flopwatch_agent.local_http import LocalHttp
 from flopwatch_agent.otlp import OtlpIntake
-from flopwatch_agent.outgoing import Outgoing
 from flopwatch_agent.parts import Parts, build
+from flopwatch_agent.payloads import Payloads
 from flopwatch_agent.present import Present
 from flopwatch_agent.release import Window
 from flopwatch_agent.sources import Source, SourceReport
@@ -41,7 +38,6 @@ from flopwatch_agent.sources.dcgm import Dcgm
 from flopwatch_agent.sources.host import HostProbe
 from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.sources.registry import start_sources
-from flopwatch_agent.watchers import Watcher
 from flopwatch_proto.errors import FlopwatchError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -62,33 +58,12 @@ class Agent:
         self._config = parts.config
         self._clock = parts.clock
         self._health = parts.health
-        self._fold = Fold(
-            interval_ms=parts.config.interval.milliseconds,
-            dtype=parts.config.dtype,
-            achievable=parts.ceilings.flops,
-            trust=parts.calibrations.trust,
-            gap_ms_max=30_000,
-            resume_unix_ms=parts.spool.newest_unix_ms,
-        )
         self._stopping = asyncio.Event()
         self._reason = "stop"
-        self._cadence = Cadence()
-        self._outgoing = Outgoing(
-            node=parts.config.node,
-            dtype=parts.config.dtype,
-            interval_ms=parts.config.interval.milliseconds,
-        )
+        self._payloads = Payloads(parts)
         self._failing: dict[str, str] = {}
-        self._driver_state = ""
-        self._steps_told = 0
         self._read_unix_ms: dict[str, int] = {}
         self._taken = asyncio.Event()
-        self._watchers: tuple[Watcher, ...] = (
-            *parts.watchers,
-            parts.probing,
-            parts.recorder,
-            parts.newest,
-        )
         self._present = Present(
             newest=parts.newest, spool=parts.spool, stream=parts.stream, dtype=parts.config.dtype
         )
@@ -116,7 +91,7 @@ class Agent:
             if config.jobs.enabled:
                 await intake.start()
                 await otlp.start()
-            self._health.watch(parts.spool, parts.stream, self._outgoing, parts.recorder)
+            self._health.watch(parts.spool, parts.stream, self._payloads.outgoing, parts.recorder)
             self._health.show_cards(
                 parts.newest,
                 dtype=config.dtype,
@@ -168,8 +143,7 @@ class Agent:
             delivery.cancel()
 
     async def _leave(self) -> None:
-        self._outgoing.add_rows(self._fold.close(wall_unix_ms(self._clock)))
-        await self._hand_over()
+        await self._payloads.close(wall_unix_ms(self._clock))
         stream = self._parts.stream
         if stream.counters.connected:
             with contextlib.suppress(TimeoutError):
@@ -197,11 +171,11 @@ class Agent:
                 self._health.late_ticks.inc(missed)
             if report is not None:
                 self._health.came(source.name)
-                self._take(report)
+                self._payloads.take(report)
                 self._read_unix_ms[source.name] = wall_unix_ms(self._clock)
                 self._taken.set()
                 with self._guarded("captures"):
-                    await self._answer_captures()
+                    await self._payloads.answer_captures()
 
     async def _read(self, source: Source) -> SourceReport | None:
         """Return a source's report, or None where it failed."""
@@ -233,9 +207,7 @@ class Agent:
             self._parts.jobs.expire(self._monotonic_ms(), _is_running)
             self._parts.ceilings.refresh()
             self._parts.calibrations.refresh()
-            stale_ms = wall_unix_ms(self._clock) - 3 * interval_ms
-            self._outgoing.add_rows(self._fold.close(stale_ms))
-            await self._hand_over()
+            await self._payloads.close(wall_unix_ms(self._clock) - 3 * interval_ms)
 
     async def _settle(self, boundary_unix_ms: int) -> None:
         """Wait, not for long, until every source has read beyond the boundary."""
@@ -253,7 +225,7 @@ class Agent:
         while True:
             with self._guarded("host"):
                 reading = await probe.take()
-                self._outgoing.add_host(reading)
+                self._payloads.outgoing.add_host(reading)
                 self._parts.newest.see_host(reading)
             period_ms = min(10_000, self._config.interval.milliseconds)
             await self._clock.sleep(seconds_to_next(period_ms, self._clock.wall_unix_ns()))
@@ -275,100 +247,14 @@ class Agent:
             self._health.alive()
             await self._clock.sleep(5.0)
 
-    # ---- from readings to payloads ----------------------------------------------------------
-
-    def _take(self, report: SourceReport) -> None:
-        if report.driver_state is not None:
-            self._driver_state = report.driver_state
-            self._health.driver_state(report.driver_state)
-        self._outgoing.tell(report.events)
-        jobs, dcgm = self._parts.jobs, self._parts.dcgm
-        for reading in report.readings:
-            self._health.readings.inc()
-            reading = self._parts.probing.tagged(reading)
-            reading = self._parts.suspicion.checked(reading)
-            if dcgm is not None:
-                reading = dcgm.complete(reading)
-            self._outgoing.declare(reading.device, reading.taken_unix_ms)
-            shares = self._parts.allocation.shares(reading, jobs)
-            if self._cadence.folds(reading):
-                finals = jobs.finals(device_key(reading.device))
-                self._outgoing.add_rows(self._fold.add(reading, shares, finals))
-            for watcher in self._watchers:
-                watcher.see(reading, shares)
-
-    async def _hand_over(self) -> None:
-        """Append what there is as one payload, and wake the stream."""
-        parts, outgoing, now_unix_ms = self._parts, self._outgoing, wall_unix_ms(self._clock)
-        outgoing.tell((*self._spool_events(), *self._step_events()))
-        outgoing.tell(parts.jobs.events(self._monotonic_ms(), now_unix_ms))
-        outgoing.tell(parts.calibrations.events(now_unix_ms))
-        outgoing.tell((*parts.allocation.events(), *parts.suspicion.events()))
-        for watcher in self._watchers:
-            outgoing.tell(watcher.events())
-        outgoing.add_probes(parts.probing.results())
-        payload = outgoing.take()
-        if payload is None:
-            return
-        await self._append(payload)
-        parts.probing.kept()
-        parts.stream.tell(outgoing.newest, self._driver_state)
-        parts.stream.wake()
-
     def _now_page(self) -> tuple[str, bytes]:
         now = self._present.now(
-            self._clock.boottime_ns(), wall_unix_ms(self._clock), self._driver_state
+            self._clock.boottime_ns(), wall_unix_ms(self._clock), self._payloads.driver_state
         )
         return "application/json", msgspec.json.encode(now)
 
     def _asked(self, capture: pb.CaptureRequest) -> None:
         self._parts.recorder.request(capture, wall_unix_ms(self._clock))
-
-    async def _append(self, payload: pb.Payload) -> None:
-        """In a thread, in order: a disk that stalls must not hold up readings and watchdog.
-
-        Shielded: what was taken for the spool gets there, also where the loop that waits is cancelled.
-        """
-        spool = self._parts.spool
-        await asyncio.shield(spool.aside(spool.append, payload))
-
-    async def _answer_captures(self) -> None:
-        """Append the captures whose window is over, each part as a payload of its own: they are large."""
-        captures = self._parts.recorder.due(wall_unix_ms(self._clock))
-        for capture in captures:
-            await self._append(pb.Payload(captures=[capture]))
-        if captures:
-            self._parts.stream.wake()
-
-    def _spool_events(self) -> list[pb.Event]:
-        events = []
-        for kind, text in self._parts.spool.take_notices():
-            severity = "info" if kind == "spool_recovered" else "error"
-            _log.warning(kind, text=text)
-            events.append(self._event(kind, severity, text))
-        return events
-
-    def _step_events(self) -> list[pb.Event]:
-        """Steps of the wall clock that the fold saw since the last time."""
-        new = self._fold.steps_total - self._steps_told
-        self._steps_told = self._fold.steps_total
-        return [
-            pb.Event(
-                slot=step.slot,
-                time_unix_ms=step.after_unix_ms,
-                kind="clock_step",
-                code=step.after_unix_ms - step.before_unix_ms - round(step.elapsed_ms),
-                severity="warning",
-                text="the wall clock moved by something else than the time that passed (ms)",
-            )
-            for step in list(self._fold.steps)[-new:]
-            if new
-        ]
-
-    def _event(self, kind: str, severity: str, text: str) -> pb.Event:
-        return pb.Event(
-            time_unix_ms=wall_unix_ms(self._clock), kind=kind, severity=severity, text=text[:1000]
-        )
 
     def _monotonic_ms(self) -> float:
         return self._clock.monotonic_seconds() * 1000

@@ -104,13 +104,17 @@ def _results(results: Sequence[ProbeResult]) -> Table:
             result.dtype or number.UNKNOWN,
             f"{quantity(median, scale)} {name}",
             spread,
-            number.percent(result.precision),
+            _precision(result.precision),
             number.percent(result.of_datasheet),
             number.percent(result.of_peak_at_clock),
             number.quantity(result.sm_clock_mhz),
             number.quantity(result.power_watts),
         )
     return table
+
+
+def _precision(ratio: float | None) -> str:
+    return number.percent(ratio) if ratio is None or ratio < 1 else ">100"
 
 
 def _calibrations(calibrations: Sequence[Calibration]) -> Table:
