@@ -53,7 +53,12 @@ def test_a_card_without_a_process_disputes_no_allocation_but_the_nodes_scheduler
 
 def test_failed_and_missing_are_no_word_about_allocation() -> None:
     assert not words(Bucket.ACTIVE, Bucket.FAILED, allocation_source="slurm").disputed
-    assert not words(Bucket.MISSING, Bucket.ACTIVE).disputed
+    assert not words(Bucket.MISSING, Bucket.IDLE_ALLOC, resident_ms=0).disputed
+
+
+def test_a_process_on_a_node_that_the_scheduler_holds_for_dead_is_rogue() -> None:
+    said = words(Bucket.MISSING, Bucket.ACTIVE, user="mallory", allocation_source="slurm")
+    assert (said.disputed, said.rogue, said.user) == (True, True, "mallory")
 
 
 def test_nobody_disagrees_with_a_roster_that_holds_no_more() -> None:

@@ -7,7 +7,8 @@ It ends when both agree; silence of either neither confirms nor ends it.
 
 Who can disagree:
 
-- the roster says nobody has the card, the row has it allocated: ROGUE where there is a process;
+- the roster says nobody has the card, the row has it allocated: ROGUE where there is a process, also on a
+  node that the scheduler holds for dead;
 - the roster says allocated, the row FREE by the word of a node's own scheduler evidence (cgroup, kubelet,
   file). That a card has no process is no word about its allocation.
 """
@@ -86,7 +87,7 @@ def _words(said: Bucket, rows: Rows, row: int, taken_unix_ms: int) -> Words:
     texts = rows.groups[rows.group[row]]
     source, resident = texts[SOURCE], rows.times["resident_ms"][row] > 0
     speaks = resident or source not in _BLIND_SOURCES
-    known = said not in _NO_WORD and own not in _NO_WORD
+    known = own not in _NO_WORD and (resident or said not in _NO_WORD)
     disputed = bool(known and speaks and IS_ALLOCATED[said] != IS_ALLOCATED[own])
     return Words(
         roster=said,
