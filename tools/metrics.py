@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,15 +11,19 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from flopwatch_agent.clock import SystemClock
+from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.health import Health
+from flopwatch_agent.jobs import JobTable
 from flopwatch_agent.newest import Newest
 from flopwatch_agent.outgoing import Outgoing
+from flopwatch_agent.probing.schedule import Probing
 from flopwatch_agent.recorder import Recorder
 from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream, StreamIdentity
 from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.roster.metrics import RosterMetrics
+from flopwatch_collector.shared_metrics import SharedMetrics
 from flopwatch_collector.web.exposition import exposition
 
 HEAD: Final = """\
@@ -50,6 +55,8 @@ def agent_registry() -> CollectorRegistry:
     outgoing = Outgoing(node="n", dtype="bf16", interval_ms=10_000)
     health.watch(spool, stream, outgoing, Recorder())
     health.show_kernel_log(KernelLog())
+    health.show_jobs(JobTable())
+    health.show_probing(Probing(AgentConfig(data=Path("data")), clock))
     health.show_cards(Newest(), dtype="bf16", dcgm_hostname="n")
     return health.registry
 
@@ -59,6 +66,7 @@ def collector_metrics() -> list[Metric]:
     registry = CollectorRegistry()
     IngestMetrics(registry)
     RosterMetrics(registry)
+    SharedMetrics(registry)
     text = exposition(generate_latest(registry).decode(), {"clusters": []})
     return list(text_string_to_metric_families(text))
 

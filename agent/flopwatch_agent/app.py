@@ -18,12 +18,12 @@ import functools
 import gc
 import signal
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 import msgspec
 import structlog
 
+from flopwatch_agent import pids
 from flopwatch_agent.clock import seconds_to_next, wall_unix_ms
 from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.job_intake import Intake
@@ -97,6 +97,8 @@ class Agent:
                 dtype=config.dtype,
                 dcgm_hostname=config.node if config.metrics.dcgm_names else None,
             )
+            self._health.show_jobs(parts.jobs)
+            self._health.show_probing(parts.probing)
             if config.metrics.listen:
                 address = await self._http.start(config.metrics.listen)
                 _log.info("metrics_listening", address=address)
@@ -204,7 +206,7 @@ class Agent:
             now = self._clock.wall_unix_ns()
             await self._clock.sleep(seconds_to_next(interval_ms, now))
             await self._settle(wall_unix_ms(self._clock) // interval_ms * interval_ms)
-            self._parts.jobs.expire(self._monotonic_ms(), _is_running)
+            self._parts.jobs.expire(self._monotonic_ms(), pids.exists)
             self._parts.ceilings.refresh()
             self._parts.calibrations.refresh()
             await self._payloads.close(wall_unix_ms(self._clock) - 3 * interval_ms)
@@ -280,7 +282,3 @@ async def run_agent(config: AgentConfig) -> None:
         await agent.run()
     except* FlopwatchError as group:
         raise group.exceptions[0] from None
-
-
-def _is_running(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()

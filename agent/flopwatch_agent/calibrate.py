@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from flopwatch_agent.calibrations import counted
 from flopwatch_agent.reading import Reading
+from flopwatch_agent.sources.nvml import NvmlSource
 from flopwatch_kernels.calibration import Calibration, calibration
 from flopwatch_kernels.errors import ProbeError
 from flopwatch_kernels.messages import Mark, ProbeResult, Progress
@@ -29,13 +32,15 @@ async def calibrate(
     on_progress: Callable[[Progress], None] | None = None,
     stop_reason: Callable[[], str | None] | None = None,
     limits: ProbeLimits | None = None,
+    measured: str = "",
     measure: Callable[..., ProbeResult] = run_probe,
-) -> Calibration:
-    """Load a card for ten seconds and say what its counters make of it.
+) -> tuple[Calibration, ProbeResult]:
+    """Load a card for ten seconds; return what its counters make of it, and what the load says.
 
     Args:
         read: of a source that nothing else reads meanwhile.
         device: the card's UUID.
+        measured: what is loaded; the card itself unless a rehearsal says otherwise.
         dtype: one of `flopwatch_kernels.probe.PROBE_DTYPES`.
         stop_reason: as in `run_probe`.
         measure: `run_probe`, or what stands for it.
@@ -49,7 +54,7 @@ async def calibrate(
             partial(
                 measure,
                 kind="calibrate",
-                device=device,
+                device=measured or device,
                 dtype=dtype,
                 on_progress=on_progress,
                 on_mark=marks.append,
@@ -63,20 +68,50 @@ async def calibrate(
         readings += [each for each in await read() if each.device.uuid == device]
         await asyncio.wait({load}, timeout=PERIOD_SECONDS)
     result = await load
-    found = calibration(
-        marks,
-        counted(readings, dtype),
-        device=device,
-        driver=result.driver_version or "",
-        sku=result.sku,
-        dtype=dtype,
-        sm_count=readings[-1].device.sm_count if readings else None,
-        cut=bool(readings and readings[-1].device.instances),
-        taken_unix_ns=result.started_at_unix_ns,
-    )
+    card = readings[-1].device if readings else None
+    found = None
+    if card is not None:
+        found = calibration(
+            marks,
+            counted(readings, dtype),
+            device=device,
+            driver=card.driver_version or "",
+            sku=card.sku,
+            dtype=dtype,
+            sm_count=card.sm_count,
+            cut=bool(card.instances),
+            taken_unix_ns=result.started_at_unix_ns,
+        )
     if found is None:
         raise ProbeError(
             f"no calibration of {device}: {len(readings)} readings, and less than a second of its"
             " tensor counters beside the load; `flopwatch doctor` says which counters it has"
         )
-    return found
+    detail = result.detail | ({} if found.refused is None else {"refused": found.refused})
+    return found, msgspec.structs.replace(result, kappa=found.kappa, detail=detail)
+
+
+def calibrate_card(card: str, **load: Any) -> tuple[Calibration, ProbeResult]:
+    """Calibrate beside a source of its own; blocking.
+
+    Args:
+        card: its UUID.
+        load: as of `calibrate`.
+
+    Raises:
+        ProbeError: as of `calibrate`.
+    """
+    return asyncio.run(_beside_source(card, load))
+
+
+async def _beside_source(card: str, load: Mapping[str, Any]) -> tuple[Calibration, ProbeResult]:
+    source = NvmlSource()
+    await source.start()
+
+    async def read() -> Sequence[Reading]:
+        return (await source.read()).readings
+
+    try:
+        return await calibrate(read, device=card, **load)
+    finally:
+        await source.close()

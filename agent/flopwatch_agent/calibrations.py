@@ -1,7 +1,6 @@
 """How far this host's counters are to be believed: kappa per card, driver and dtype, kept beside the spool.
 
-The file is written and read as that of the ceilings: replaced whole, read at the start and whenever it
-is another one, and a file that cannot be read changes nothing.
+How the file is written and read: `probing.kept`.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import msgspec
 import structlog
 
 from flopwatch_agent.interval import Fold
-from flopwatch_agent.probing.files import write_whole
+from flopwatch_agent.probing.kept import Kept
 from flopwatch_agent.rates import UNCALIBRATED, Trust
 from flopwatch_agent.reading import Device, Reading, Share
 from flopwatch_kernels.calibration import Calibration, Counted, dtype_map
-from flopwatch_proto.errors import UsageError
 from flopwatch_proto.rows import Absence, Bucket
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -32,7 +30,9 @@ _TENSOR_FP64: Final = "fp64_tensor"
 _log = structlog.get_logger()
 
 
-class _File(msgspec.Struct, frozen=True, kw_only=True):
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """The file."""
+
     v: int = 1
     calibrations: tuple[Calibration, ...] = ()
 
@@ -46,8 +46,7 @@ class Calibrations:
 
     def __init__(self, directory: Path) -> None:
         self.known: dict[tuple[str, str, str], Calibration] = {}
-        self._path = directory / FILE_NAME
-        self._seen: tuple[int, int, int] | None = None
+        self._kept = kept(directory)
         self._trusts: dict[tuple[str, str, str | None], Trust] = {}
         self._told: set[tuple[str, str, str, int]] = set()
         self._untold: list[tuple[str, Calibration]] = []
@@ -90,59 +89,29 @@ class Calibrations:
 
     def _refuse(self, device: Device) -> None:
         for each in self.known.values():
-            key = (*_subject(each), each.taken_unix_ns)
+            key = (*subject(each), each.taken_unix_ns)
             here = (each.device, each.driver) == (device.uuid, device.driver_version)
             if here and each.refused is not None and key not in self._told:
                 self._told.add(key)
                 self._untold.append((device.slot, each))
 
-    def kappa(self, device: str, driver: str, dtype: str) -> float | None:
-        """FLOPs known / FLOPs counted; None where it was not calibrated or is refused."""
-        found = self.known.get((device, driver, _plain(dtype)))
-        return None if found is None or found.refused is not None else found.kappa
-
-    def refused(self, device: str, driver: str, dtype: str) -> str | None:
-        """Why no absolute figure of this card, driver and dtype may be published; None: nothing against."""
-        found = self.known.get((device, driver, _plain(dtype)))
-        return None if found is None else found.refused
-
-    def pipes(self, sku: str | None, driver: str, dtype: str) -> tuple[str, ...] | None:
-        """Pipes that a dtype moves on this SKU and driver; None where nobody has looked."""
-        found = dtype_map(self.known.values()).get((sku, driver), {})
-        return found.get(_plain(dtype))
-
     def refresh(self) -> None:
         """Read the file if it is another one than last time; what it no longer says is gone."""
-        seen = _identity(self._path)
-        if seen == self._seen:
+        news = self._kept.news()
+        if news is None:
             return
-        self._seen = seen
-        try:
-            found = read(self._path.parent)
-        except UsageError as exc:
-            _log.warning("calibrations_unreadable", reason=str(exc))
-            return
+        found = news.calibrations
         self.known.clear()
-        self.known.update({_subject(each): each for each in found})
+        self.known.update({subject(each): each for each in found})
         self._trusts.clear()
-        self._told &= {(*_subject(each), each.taken_unix_ns) for each in found}
+        self._told &= {(*subject(each), each.taken_unix_ns) for each in found}
         refused = sum(each.refused is not None for each in found)
         _log.info("calibrations_loaded", count=len(found), refused=refused)
 
 
-def read(directory: Path) -> tuple[Calibration, ...]:
-    """What is kept in a data directory; nothing where there is no file.
-
-    Raises:
-        UsageError: the file is something else.
-    """
-    path = directory / FILE_NAME
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_File).calibrations
-    except FileNotFoundError:
-        return ()
-    except (OSError, msgspec.DecodeError) as exc:
-        raise UsageError(f"{path}: not a file of calibrations: {exc}") from exc
+def kept(directory: Path) -> Kept[Found]:
+    """The file of a data directory."""
+    return Kept(directory / FILE_NAME, Found, "calibrations")
 
 
 def save(directory: Path, calibration: Calibration) -> None:
@@ -151,14 +120,9 @@ def save(directory: Path, calibration: Calibration) -> None:
     Raises:
         UsageError: the directory cannot be written, or its file is something else.
     """
-    path = directory / FILE_NAME
-    others = (each for each in read(directory) if _subject(each) != _subject(calibration))
-    content = msgspec.json.encode(_File(calibrations=(*others, calibration)))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_whole(path, msgspec.json.format(content))
-    except OSError as exc:
-        raise UsageError(f"{path}: cannot be written: {exc.strerror}") from exc
+    file = kept(directory)
+    others = (c for c in file.read().calibrations if subject(c) != subject(calibration))
+    file.write(Found(calibrations=(*others, calibration)))
 
 
 def counted(readings: Sequence[Reading], dtype: str) -> list[Counted]:
@@ -175,7 +139,7 @@ def _counted(before: Reading, after: Reading, dtype: str) -> Counted | None:
     active = _number(after, "tensor_active_ratio")
     if active is None or not (before.alive and after.alive):
         return None
-    key = _TENSOR_FP64 if dtype == "fp64" else dtype
+    key = _peak_dtype(dtype)
     fold = Fold(dtype=key)
     share = (Share(bucket=Bucket.ACTIVE, dtype=key, source="probe"),)
     rows = []
@@ -199,23 +163,11 @@ def _number(reading: Reading, name: str) -> float | None:
     return None if isinstance(value, Absence) else value
 
 
-def _plain(dtype: str) -> str:
-    """The dtype as probes name it: an fp64 product of a library runs on the tensor pipe."""
-    return "fp64" if dtype == _TENSOR_FP64 else dtype
-
-
 def _peak_dtype(dtype: str) -> str:
-    """The dtype as the peak table names it."""
+    """The dtype as the peak table names it: an fp64 product of a library runs on the tensor pipe."""
     return _TENSOR_FP64 if dtype == "fp64" else dtype
 
 
-def _subject(calibration: Calibration) -> tuple[str, str, str]:
+def subject(calibration: Calibration) -> tuple[str, str, str]:
+    """Of what it is: (device, driver, dtype)."""
     return calibration.device, calibration.driver, calibration.dtype
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -1,7 +1,6 @@
 """What this host's devices reach when measured: the ceilings that probes found, kept beside the spool.
 
-A probe's parent writes, the agent reads: at its start and whenever the file is another one. The file is
-replaced whole, so a reader never sees half of it. A file that cannot be read changes nothing.
+How the file is written and read: `probing.kept`.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from flopwatch_agent.probing.files import write_whole
-from flopwatch_proto.errors import UsageError
+from flopwatch_agent.probing.kept import Kept
 
 FILE_NAME: Final = "ceilings.json"
 
@@ -52,23 +50,16 @@ class Ceilings:
 
     def __init__(self, directory: Path) -> None:
         self.flops: dict[tuple[str, str], float] = {}
-        self._path = directory / FILE_NAME
-        self._seen: tuple[int, int, int] | None = None
+        self._kept = _kept(directory)
 
     def refresh(self) -> None:
         """Read the file if it is another one than last time; what it no longer says is gone."""
-        seen = _identity(self._path)
-        if seen == self._seen:
-            return
-        self._seen = seen
-        try:
-            found = _read(self._path)
-        except UsageError as exc:
-            _log.warning("ceilings_unreadable", reason=str(exc))
+        news = self._kept.news()
+        if news is None:
             return
         self.flops.clear()
         # A burst reads high: where a card has both, training is measured against the sustained one.
-        for each in sorted(found, key=lambda ceiling: ceiling.sustained):
+        for each in sorted(news.ceilings, key=lambda ceiling: ceiling.sustained):
             self.flops[each.device, each.dtype] = each.flops
         _log.info("ceilings_loaded", count=len(self.flops))
 
@@ -79,32 +70,14 @@ def save(directory: Path, ceiling: Ceiling) -> None:
     Raises:
         UsageError: the directory cannot be written, or its file is something else.
     """
-    path = directory / FILE_NAME
-    others = (each for each in _read(path) if _subject(each) != _subject(ceiling))
-    content = msgspec.json.encode(_File(ceilings=(*others, ceiling)))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_whole(path, msgspec.json.format(content))
-    except OSError as exc:
-        raise UsageError(f"{path}: cannot be written: {exc.strerror}") from exc
+    kept = _kept(directory)
+    others = (each for each in kept.read().ceilings if _subject(each) != _subject(ceiling))
+    kept.write(_File(ceilings=(*others, ceiling)))
 
 
 def _subject(ceiling: Ceiling) -> tuple[str, str, bool]:
     return ceiling.device, ceiling.dtype, ceiling.sustained
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _read(path: Path) -> tuple[Ceiling, ...]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_File).ceilings
-    except FileNotFoundError:
-        return ()
-    except (OSError, msgspec.DecodeError) as exc:
-        raise UsageError(f"{path}: not a file of ceilings: {exc}") from exc
+def _kept(directory: Path) -> Kept[_File]:
+    return Kept(directory / FILE_NAME, _File, "ceilings")

@@ -1,13 +1,13 @@
 """How the agent itself does: its own ``/metrics``, and what systemd is told.
 
-The label sets are bounded: sources are a fixed list, and so are driver states, reject codes and what
-becomes of a capture.
+The label sets are bounded: sources are a fixed list, and so are driver states, reject codes, what becomes
+of a capture and why a job's word is dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, get_args
 
 import sdnotify
 import structlog
@@ -24,8 +24,11 @@ from prometheus_client.registry import Collector
 
 from flopwatch_agent.clock import Clock, SystemClock
 from flopwatch_agent.exposition import CardGauges, DcgmNames
+from flopwatch_agent.job_message import DropReason
+from flopwatch_agent.jobs import JobTable
 from flopwatch_agent.newest import Coverage, Newest
 from flopwatch_agent.outgoing import Outgoing
+from flopwatch_agent.probing.schedule import Probing
 from flopwatch_agent.recorder import Recorder
 from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.spool import Spool
@@ -90,6 +93,14 @@ class Health:
     def show_kernel_log(self, log: KernelLog) -> None:
         """Show which lines of the kernel log were lost."""
         self.registry.register(_Lines(log))
+
+    def show_jobs(self, jobs: JobTable) -> None:
+        """Show what jobs said, and what of it was dropped."""
+        self.registry.register(_Said(jobs))
+
+    def show_probing(self, probing: Probing) -> None:
+        """Show what became of probes."""
+        self.registry.register(_Probes(probing))
 
     def show_cards(self, newest: Newest, *, dtype: str, dcgm_hostname: str | None = None) -> None:
         """Show the cards, and what the agent costs.
@@ -216,6 +227,37 @@ class _Lines(Collector):
     def collect(self) -> list[Metric]:
         text = "Lines of the kernel log that were lost or could not be read."
         return [_total("flopwatch_kernel_log_dropped_lines", text, self._log.dropped_total)]
+
+
+class _Said(Collector):
+    """What jobs say of themselves."""
+
+    def __init__(self, jobs: JobTable) -> None:
+        self._jobs = jobs
+
+    def collect(self) -> list[Metric]:
+        dropped = CounterMetricFamily(
+            "flopwatch_jobs_dropped", "What jobs said and was dropped, by why.", labels=["reason"]
+        )
+        for reason in get_args(DropReason):
+            dropped.add_metric([reason], self._jobs.drops[reason])
+        text = "Messages of jobs that were taken."
+        return [dropped, _total("flopwatch_jobs_messages", text, self._jobs.messages_total)]
+
+
+class _Probes(Collector):
+    """Probes of ours."""
+
+    def __init__(self, probing: Probing) -> None:
+        self._probing = probing
+
+    def collect(self) -> list[Metric]:
+        started, refused = self._probing.started, self._probing.refused_results
+        text = "Results of probes that made no sense, and were removed."
+        return [
+            _total("flopwatch_probing_started", "Probes that the agent itself started.", started),
+            _total("flopwatch_probing_refused_results", text, refused),
+        ]
 
 
 class _Sources(Collector):

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from flopwatch_agent.job_message import Message
+from flopwatch_agent.job_message import DropReason, Message
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 BURST: Final = 30
@@ -66,7 +66,7 @@ class JobEvents:
         drops: counts by reason what is not told.
     """
 
-    def __init__(self, drops: Counter[str]) -> None:
+    def __init__(self, drops: Counter[DropReason]) -> None:
         self._drops = drops
         self._jobs: dict[str, _Job] = {}
         self._pending: deque[tuple[float, pb.Event]] = deque()

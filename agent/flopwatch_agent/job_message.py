@@ -6,7 +6,7 @@ datagram, and, translated, from OTLP metrics. Version 1 only ever gains keys.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,6 +17,21 @@ EVERY_CARD: Final = "*"
 
 OF_THE_JOB: Final = frozenset({"steps_count", "step_ms", "reported_mfu_ms", "reported_ms"})
 """Counters that every process of a job counts alike: one process speaks for a card, others say it again."""
+
+DropReason = Literal[
+    "accounts_full",
+    "counter",
+    "events",
+    "jobs_full",
+    "malformed",
+    "otlp",
+    "pid",
+    "socket",
+    "table_full",
+    "too_large",
+    "version",
+]
+"""Why something that a job said is dropped."""
 
 _LARGEST: Final = {"model_flops": 1e30, "reported_flops": 1e30, "tokens_count": 1e18}
 _LARGEST_OTHER: Final = 1e15

@@ -17,7 +17,6 @@ that can write one), or by OpenTelemetry: see `job_intake` and `otlp`. Pure. Inv
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from typing import Final
 
 from flopwatch_agent.job_accounts import Account, Accounts, Key
 from flopwatch_agent.job_events import JobEvents
-from flopwatch_agent.job_message import EVERY_CARD, Message, counters
+from flopwatch_agent.job_message import EVERY_CARD, DropReason, Message, counters
 from flopwatch_agent.labels import (
     Labels,
     clean_class,
@@ -38,7 +37,7 @@ from flopwatch_agent.reading import Device
 from flopwatch_agent.shares import Holder
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
-__all__ = ["Declared", "JobTable", "Message", "device_key", "pid_exists"]
+__all__ = ["Declared", "JobTable", "Message", "device_key"]
 
 PROCESSES_MAX: Final = 4096
 SILENT_MS_MAX: Final = 60_000
@@ -95,10 +94,13 @@ class JobTable:
 
     Args:
         labels_of: pid → labels of its environment, for what a message leaves out.
+
+    Attributes:
+        drops: counts by reason what is dropped; messages_total: what is not.
     """
 
     def __init__(self, labels_of: Callable[[int], Labels] | None = None) -> None:
-        self.drops: Counter[str] = Counter()
+        self.drops: Counter[DropReason] = Counter()
         self.messages_total = 0
         self._labels_of = labels_of
         self._processes: dict[int, _Process] = {}
@@ -272,14 +274,3 @@ def _declared(message: Message, environment: Labels) -> Declared:
         device=None if message.device is None else _key(message.device[:128]),
         labels=labels,
     )
-
-
-def pid_exists(pid: int) -> bool:
-    """Return whether a process with this id exists, whoever owns it."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -15,6 +15,7 @@ from typing import Final, get_args
 
 from flopwatch_agent.access import Access, Direct, Either, Helper
 from flopwatch_agent.config import WorkloadClass
+from flopwatch_agent.pids import started_ticks
 from flopwatch_kernels import flops, peaks
 
 TEXT_CHARACTERS_MAX: Final = 128
@@ -121,7 +122,7 @@ def _positive(text: str | None) -> float | None:
 class _Known:
     """Attributes: started: in clock ticks since boot; believed: questions left without a look."""
 
-    started: str
+    started: int
     labels: Labels
     believed: int = 0
 
@@ -146,7 +147,7 @@ class Environments:
         if known is not None and known.believed > 0:
             known.believed -= 1
             return known.labels
-        started = self._started(pid)
+        started = started_ticks(pid, self._proc)
         if started is None:
             self._known.pop(pid, None)
             return Labels()
@@ -157,14 +158,6 @@ class Environments:
         self._known.move_to_end(pid)
         known.believed = _BELIEVED
         return known.labels
-
-    def _started(self, pid: int) -> str | None:
-        """Return the start time in clock ticks; the name before it may hold blanks and brackets."""
-        try:
-            stat = (self._proc / str(pid) / "stat").read_bytes()
-            return stat.rpartition(b")")[2].split()[19].decode()
-        except (OSError, IndexError):
-            return None
 
     def _read(self, pid: int) -> Labels:
         try:

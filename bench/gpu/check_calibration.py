@@ -56,7 +56,7 @@ async def _calibrated(context: Context, dtype: str) -> Calibration:
         return (await source.read()).readings
 
     try:
-        return await calibrate(
+        found, _ = await calibrate(
             read,
             device=context.the_card.uuid,
             dtype=dtype,
@@ -64,6 +64,7 @@ async def _calibrated(context: Context, dtype: str) -> Calibration:
         )
     finally:
         await source.close()
+    return found
 
 
 def _told(calibration: Calibration) -> dict[str, Any]:

@@ -89,7 +89,6 @@ MEGATRON: Final = Trainer(name="megatron", convention="causal_half")
 MAXTEXT: Final = Trainer(name="maxtext", convention="causal_half")
 COMPOSER: Final = Trainer(name="composer", convention="full", counts_embedding=True)
 NANOGPT: Final = Trainer(name="nanogpt", convention="full")
-TRAINERS: Final = (TORCHTITAN, MEGATRON, MAXTEXT, COMPOSER, NANOGPT)
 
 _NUMBER: Final = r"([-+]?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?)"
 

@@ -25,7 +25,7 @@ from flopwatch_kernels.child import Tell, live, now_unix_ns, out_of_memory
 from flopwatch_kernels.cuda.driver import pointer, u32, u64
 from flopwatch_kernels.cuda.session import Repeated, Session
 from flopwatch_kernels.messages import ProbeResult, ProbeSpec, Progress
-from flopwatch_kernels.sensors import CpuSensor, Watch
+from flopwatch_kernels.sensors import CpuSensor, Watch, told
 from flopwatch_kernels.statistic import (
     coefficient_of_variation,
     iterations_needed,
@@ -88,7 +88,6 @@ def _on_card(spec: ProbeSpec, tell: Tell) -> ProbeResult:
     copies = timed("copy")
     wrong = pattern_differs(target)
     others = {name: timed(name) for name in ("read", "write")}
-    copied = rates(copies.durations_seconds, flops=2 * size)
     sheet = session.sheet()
     datasheet = None
     if sheet is not None:
@@ -99,16 +98,11 @@ def _on_card(spec: ProbeSpec, tell: Tell) -> ProbeResult:
         detail[f"{name}_bytes_per_second"] = size / median
     if datasheet is not None:
         detail["datasheet_bytes_per_second"] = datasheet
-    return session.result(
+    return session.result_of_copies(
         copies,
-        median_value=copied.median,
-        p10_value=copied.p10,
-        p90_value=copied.p90,
-        max_value=copied.maximum,
-        unit="bytes/s",
-        of_datasheet=None if datasheet is None else copied.median / datasheet,
-        outcome="corrupt" if wrong else "ok",
-        reason=f"{wrong} words of a copy differ from its source" if wrong else None,
+        bytes_each=2 * size,
+        bytes_per_second_most=datasheet,
+        wrong=f"{wrong} words of a copy differ from its source" if wrong else None,
         detail=detail,
     )
 
@@ -129,7 +123,7 @@ def _on_cpu(spec: ProbeSpec, tell: Tell) -> ProbeResult:
         copy, right = _cpu_copy(size, threads, pool)
         durations = _repeated_on_cpu(copy, spec)
         wrong = not right()
-    device, copied = watch.summary(), rates(durations, flops=2 * size)
+    copied = rates(durations, flops=2 * size)
     detail: dict[str, float | str | int] = {"buffer_bytes": size}
     if cache:
         detail["of_cache"] = size / cache
@@ -146,14 +140,12 @@ def _on_cpu(spec: ProbeSpec, tell: Tell) -> ProbeResult:
         precision=median_precision(durations),
         seconds=sum(durations),
         sustained=spec.sustained,
-        sm_clock_mhz=device.clock_mhz,
-        power_watts=device.power_watts,
-        energy_joules=device.energy_joules,
         threads=threads,
         started_at_unix_ns=started_at_unix_ns,
         outcome="corrupt" if wrong else "ok",
         reason="a copy differs from its source" if wrong else None,
         detail=detail,
+        **told(sensor.identity(), watch.summary()),
     )
 
 

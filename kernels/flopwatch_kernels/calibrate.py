@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from flopwatch_kernels.child import Tell, live, now_unix_ns
-from flopwatch_kernels.gemm_devices import Device, dtype_of, flops_of, open_device
+from flopwatch_kernels.gemm_devices import Device, dtype_of, flops_of, open_device, result_of
 from flopwatch_kernels.gemm_operands import Multiplication, Shape, multiplication
 from flopwatch_kernels.messages import Mark, ProbeResult, ProbeSpec, Progress
 from flopwatch_kernels.sensors import Watch
@@ -42,7 +42,15 @@ def measure(spec: ProbeSpec, tell: Tell) -> ProbeResult:
             known += count * flops_of(shape)
             text = f"{dtype} load of known work, {edge}x{edge}x{edge}"
             tell(Progress(text=text, done=done, total=len(edges)))
-    return _result(spec, device, watch, iterations, known, started_at_unix_ns)
+    return result_of(
+        spec,
+        device,
+        watch.summary(),
+        started_at_unix_ns,
+        iterations=iterations,
+        seconds=watch.seconds,
+        detail={"known_flop": float(known)},
+    )
 
 
 def _load(multiply: Multiplication, shape: Shape, seconds: float, place: str, tell: Tell) -> int:
@@ -91,39 +99,6 @@ def _cuda_event() -> Callable[[], None]:
 def _at_once() -> Callable[[], None]:
     """On a processor a call has ended when it returns."""
     return lambda: None
-
-
-def _result(
-    spec: ProbeSpec,
-    device: Device,
-    watch: Watch,
-    iterations: int,
-    known: int,
-    started_at_unix_ns: int,
-) -> ProbeResult:
-    import torch
-
-    identity, seen = device.sensor.identity(), watch.summary()
-    return ProbeResult(
-        kind=spec.kind,
-        device=device.name,
-        sku=device.sku,
-        serial=identity.serial,
-        driver_version=identity.driver_version,
-        dtype=spec.dtype,
-        iterations=iterations,
-        seconds=watch.seconds,
-        sustained=spec.sustained,
-        sm_clock_mhz=seen.clock_mhz,
-        power_watts=seen.power_watts,
-        temperature_celsius=seen.temperature_celsius,
-        energy_joules=seen.energy_joules,
-        throttle_seconds=dict(seen.throttle_seconds),
-        threads=device.threads,
-        torch_version=str(torch.__version__),
-        started_at_unix_ns=started_at_unix_ns,
-        detail={"known_flop": float(known)},
-    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python -m flopwatch_kernels.<module> SPEC     SPEC and the output: see `messages`
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from flopwatch_kernels.errors import TORCH_MISSING, ProbeError
 from flopwatch_kernels.messages import Done, Failed, Message, ProbeResult, ProbeSpec
 
 _SELF_DESTRUCT_SECONDS: Final = 1.0
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 Tell = Callable[[Message], None]
 """Takes what the child has to say before its result."""
@@ -79,7 +81,10 @@ def _claim_standard_output() -> IO[bytes]:
 
 
 def _bound_this_process(spec: ProbeSpec) -> None:
-    """Niceness, and an end even if the parent that keeps the wall limit is gone."""
+    """Niceness, and an end with the parent, which keeps the wall limit and looks who is on the card."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if spec.parent_pid is not None and os.getppid() != spec.parent_pid:
+        raise ProbeError("whoever started the probe is gone")  # before the kernel was told
     if spec.niceness:
         os.nice(spec.niceness)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -18,7 +18,6 @@ from flopwatch_kernels.cuda.driver import Argument, pointer, u32
 from flopwatch_kernels.cuda.session import Session
 from flopwatch_kernels.errors import ProbeError
 from flopwatch_kernels.messages import ProbeResult, ProbeSpec, Progress
-from flopwatch_kernels.statistic import rates
 
 _SOURCE: Final = "fma.cu"
 _CHAINS: Final = 16
@@ -58,18 +57,10 @@ def measure(spec: ProbeSpec, tell: Tell) -> ProbeResult:
     flops = blocks * _THREADS * _CHAINS * timed.iterations * 2
     sheet = session.sheet()
     peak = None if sheet is None else sheet.peaks.get(spec.dtype)
-    measured = rates(timed.repeated.durations_seconds, flops=flops)
     return session.result(
         timed.repeated,
         dtype=spec.dtype,
-        median_flops=measured.median,
-        p10_flops=measured.p10,
-        p90_flops=measured.p90,
-        max_flops=measured.maximum,
-        sm_clock_mhz=timed.clock_mhz,
-        datasheet_flops=None if peak is None else peak.dense_flops,
-        of_datasheet=None if peak is None else measured.median / peak.dense_flops,
-        of_peak_at_clock=timed.of_peak(flops, peak, card.sm_count),
+        **timed.figures(flops, peak, card.sm_count),
         outcome="corrupt" if wrong else "ok",
         reason=f"{wrong} of {blocks * _THREADS} threads got an exact sum wrong" if wrong else None,
         detail={"sm_count": card.sm_count, "threads_wrong": wrong, **timed.sensor_clock()},

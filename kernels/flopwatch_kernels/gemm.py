@@ -18,7 +18,7 @@ from typing import Final
 
 from flopwatch_kernels import peaks
 from flopwatch_kernels.child import Tell, live, now_unix_ns
-from flopwatch_kernels.gemm_devices import Device, dtype_of, flops_of, open_device
+from flopwatch_kernels.gemm_devices import Device, dtype_of, flops_of, open_device, result_of
 from flopwatch_kernels.gemm_operands import Shape
 from flopwatch_kernels.messages import Moment, ProbeResult, ProbeSpec, Progress, ShapeRates
 from flopwatch_kernels.sensors import Summary, Watch
@@ -192,18 +192,13 @@ def _shape_rates(run: Run) -> ShapeRates:
 def _result(
     spec: ProbeSpec, device: Device, run: Run, runs: Sequence[Run], started_at_unix_ns: int
 ) -> ProbeResult:
-    import torch
-
     peak = _peak(device.sku, dtype_of(spec))
     measured = run.rates
-    identity = device.sensor.identity()
-    return ProbeResult(
-        kind=spec.kind,
-        device=device.name,
-        sku=device.sku,
-        serial=identity.serial,
-        driver_version=identity.driver_version,
-        dtype=spec.dtype,
+    return result_of(
+        spec,
+        device,
+        run.device,
+        started_at_unix_ns,
         shape=run.shape,
         shapes=tuple(_shape_rates(tried) for tried in runs),
         iterations=len(run.durations_seconds),
@@ -213,16 +208,7 @@ def _result(
         max_flops=measured.maximum,
         precision=median_precision(run.durations_seconds),
         seconds=run.seconds,
-        sustained=spec.sustained,
         moments=run.moments,
-        sm_clock_mhz=run.device.clock_mhz,
-        power_watts=run.device.power_watts,
-        temperature_celsius=run.device.temperature_celsius,
-        energy_joules=run.device.energy_joules,
-        throttle_seconds=dict(run.device.throttle_seconds),
-        threads=device.threads,
-        torch_version=str(torch.__version__),
-        started_at_unix_ns=started_at_unix_ns,
         datasheet_flops=None if peak is None else peak.dense_flops,
         of_datasheet=None if peak is None else measured.median / peak.dense_flops,
         of_peak_at_clock=of_peak_at_clock(

@@ -17,8 +17,8 @@ from flopwatch_kernels.card import lock_device, open_card
 from flopwatch_kernels.errors import ProbeError
 from flopwatch_kernels.flops import gemm_flops
 from flopwatch_kernels.gemm_operands import Shape, multiplication, operand_bytes
-from flopwatch_kernels.messages import ProbeSpec
-from flopwatch_kernels.sensors import CpuSensor, NoSensor, Sensor
+from flopwatch_kernels.messages import ProbeResult, ProbeSpec
+from flopwatch_kernels.sensors import CpuSensor, NoSensor, Sensor, Summary, told
 
 _CPU_ITERATION_SECONDS: Final = 0.04
 _CPU_EDGES: Final = (256, 8192)
@@ -217,6 +217,26 @@ class Cuda:
 def open_device(spec: ProbeSpec) -> Cpu | Cuda:
     """The device to measure, ready. Raises: ProbeError: as the classes say."""
     return Cpu(spec) if spec.device == "cpu" else Cuda(spec)
+
+
+def result_of(
+    spec: ProbeSpec, device: Device, seen: Summary, started_at_unix_ns: int, **figures: Any
+) -> ProbeResult:
+    """What was measured with torch. Args: seen: what the sensors said meanwhile; figures: of this kind."""
+    import torch
+
+    return ProbeResult(
+        kind=spec.kind,
+        device=device.name,
+        sku=device.sku,
+        dtype=spec.dtype,
+        sustained=spec.sustained,
+        threads=device.threads,
+        torch_version=str(torch.__version__),
+        started_at_unix_ns=started_at_unix_ns,
+        **told(device.sensor.identity(), seen),
+        **figures,
+    )
 
 
 def dtype_of(spec: ProbeSpec) -> str:

@@ -21,7 +21,8 @@ class ProbeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         threads: CPU threads; None for every core this process may use.
         niceness: Added to the child's niceness.
         memory_bytes_max: The child allocates no more than this on the device it measures.
-        wall_seconds: The child ends itself a second after this, should its parent be gone.
+        wall_seconds: The child ends itself a second after this, should its parent not end it.
+        parent_pid: Whoever started the child, which ends with it; None: it does not look.
     """
 
     kind: str = "gemm"
@@ -34,6 +35,7 @@ class ProbeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     niceness: int
     memory_bytes_max: int
     wall_seconds: float
+    parent_pid: int | None = None
 
 
 class ShapeRates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

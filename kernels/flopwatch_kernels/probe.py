@@ -190,6 +190,7 @@ def run_probe(
         niceness=limits.niceness,
         memory_bytes_max=limits.memory_bytes_max,
         wall_seconds=limits.wall_seconds,
+        parent_pid=os.getpid(),
     )
     if found.torch and importlib.util.find_spec("torch") is None:
         raise ProbeError(TORCH_MISSING)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from flopwatch_kernels import checksum
 from flopwatch_kernels.child import Tell, live, now_unix_ns
-from flopwatch_kernels.gemm_devices import Cpu, Cuda, dtype_of, open_device
+from flopwatch_kernels.gemm_devices import Cpu, Cuda, dtype_of, open_device, result_of
 from flopwatch_kernels.gemm_operands import (
     COLUMN_MAJOR,
     Shape,
@@ -212,31 +212,17 @@ def _result(
     watch: Watch,
     started_at_unix_ns: int,
 ) -> ProbeResult:
-    import torch
-
-    identity, seen = device.sensor.identity(), watch.summary()
     corrupt = found.mismatches > 0
-    return ProbeResult(
-        kind=spec.kind,
-        device=device.name,
-        sku=device.sku,
-        serial=identity.serial,
-        driver_version=identity.driver_version,
-        dtype=spec.dtype,
+    return result_of(
+        spec,
+        device,
+        watch.summary(),
+        started_at_unix_ns,
         shape=shape,
         iterations=found.products,
         median_value=float(found.mismatches),
         unit="mismatches",
         seconds=watch.seconds,
-        sustained=spec.sustained,
-        sm_clock_mhz=seen.clock_mhz,
-        power_watts=seen.power_watts,
-        temperature_celsius=seen.temperature_celsius,
-        energy_joules=seen.energy_joules,
-        throttle_seconds=dict(seen.throttle_seconds),
-        threads=device.threads,
-        torch_version=str(torch.__version__),
-        started_at_unix_ns=started_at_unix_ns,
         outcome="corrupt" if corrupt else "ok",
         reason=f"{found.reason}; quarantine {device.name} and screen it again" if corrupt else None,
         detail=found.detail,

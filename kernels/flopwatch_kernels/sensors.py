@@ -64,6 +64,19 @@ class Identity:
     driver_version: str | None = None
 
 
+def told(who: Identity, seen: Summary) -> dict[str, Any]:
+    """What every `ProbeResult` says of the device and of how it was meanwhile."""
+    return {
+        "serial": who.serial,
+        "driver_version": who.driver_version,
+        "sm_clock_mhz": seen.clock_mhz,
+        "power_watts": seen.power_watts,
+        "temperature_celsius": seen.temperature_celsius,
+        "energy_joules": seen.energy_joules,
+        "throttle_seconds": dict(seen.throttle_seconds),
+    }
+
+
 class Sensor(Protocol):
     """What a `Watch` needs of a device."""
 

@@ -23,7 +23,6 @@ from flopwatch_kernels.cuda.session import Session
 from flopwatch_kernels.cuda.table import TensorKernel, tensor_kernel
 from flopwatch_kernels.errors import ProbeError
 from flopwatch_kernels.messages import ProbeResult, ProbeSpec, Progress
-from flopwatch_kernels.statistic import rates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +128,6 @@ def _result(
     peak = None
     if sheet is not None:
         peak = sheet.peaks.get("fp64_tensor" if dtype == "fp64" else dtype)
-    measured = rates(timed.repeated.durations_seconds, flops=flops)
     reason = None
     if wrong or differing:
         reason = (
@@ -140,14 +138,7 @@ def _result(
         timed.repeated,
         dtype=dtype,
         shape=(kernel.rows, kernel.columns, kernel.k),
-        median_flops=measured.median,
-        p10_flops=measured.p10,
-        p90_flops=measured.p90,
-        max_flops=measured.maximum,
-        sm_clock_mhz=timed.clock_mhz,
-        datasheet_flops=None if peak is None else peak.dense_flops,
-        of_datasheet=None if peak is None else measured.median / peak.dense_flops,
-        of_peak_at_clock=timed.of_peak(flops, peak, session.card.sm_count),
+        **timed.figures(flops, peak, session.card.sm_count),
         outcome="ok" if reason is None else "corrupt",
         reason=reason,
         detail={

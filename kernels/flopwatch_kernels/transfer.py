@@ -24,7 +24,6 @@ from flopwatch_kernels.cuda.driver import Card
 from flopwatch_kernels.cuda.session import Repeated, Session
 from flopwatch_kernels.messages import ProbeResult, ProbeSpec, Progress
 from flopwatch_kernels.sensors import NvmlSensor
-from flopwatch_kernels.statistic import rates
 
 _BYTES_MAX: Final = 256 << 20
 _CAP_PARTS: Final = 4
@@ -170,19 +169,13 @@ def _result(
 ) -> ProbeResult:
     medians = {name: statistics.median(run.durations_seconds) for name, run in runs.items()}
     slower = max(medians, key=lambda name: medians[name])
-    measured = rates(runs[slower].durations_seconds, flops=size)
     for name, seconds in medians.items():
         detail[f"{name}_bytes_per_second"] = size / seconds
-    return session.result(
+    return session.result_of_copies(
         runs[slower],
-        median_value=measured.median,
-        p10_value=measured.p10,
-        p90_value=measured.p90,
-        max_value=measured.maximum,
-        unit="bytes/s",
-        of_datasheet=None if rate is None else measured.median / rate,
-        outcome="corrupt" if wrong else "ok",
-        reason=f"{wrong} bytes arrived different from what was sent" if wrong else None,
+        bytes_each=size,
+        bytes_per_second_most=rate,
+        wrong=f"{wrong} bytes arrived different from what was sent" if wrong else None,
         detail=detail,
     )
 

@@ -13,6 +13,7 @@ import pytest
 from flopwatch_agent import calibrate as module
 from flopwatch_agent.calibrate import calibrate
 from flopwatch_agent.calibrations import FILE_NAME, Calibrations, counted, save
+from flopwatch_agent.rates import UNCALIBRATED
 from flopwatch_agent.reading import Device, Reading
 from flopwatch_kernels import peaks
 from flopwatch_kernels.calibration import Calibration
@@ -29,6 +30,7 @@ CARD = Device(
     uuid="GPU-1",
     sm_count=132,
     clock_mhz_max=1980.0,
+    driver_version=DRIVER,
 )
 MHZ = 1755.0
 ACTIVE = 0.8
@@ -55,24 +57,25 @@ def test_the_estimator_is_told_kappa_by_card_driver_and_dtype(tmp_path: Path) ->
     for each in (made(0.5), made(0.97, dtype="fp64"), made(0.99)):
         save(tmp_path / "data", each)
     known = Calibrations(tmp_path / "data")
-    assert known.kappa("GPU-1", DRIVER, "bf16") is None
+    assert known.trust(CARD) == UNCALIBRATED
     known.refresh()
-    assert known.kappa("GPU-1", DRIVER, "bf16") == 0.99
     # A library's fp64 product runs on the tensor pipe, and the peak table calls that fp64_tensor.
-    assert known.kappa("GPU-1", DRIVER, "fp64_tensor") == 0.97
-    for other in (("GPU-2", DRIVER, "bf16"), ("GPU-1", "580.1", "bf16"), ("GPU-1", DRIVER, "fp8")):
-        assert known.kappa(*other) is None
-        assert known.refused(*other) is None
-    assert known.pipes(CARD.sku, DRIVER, "bf16") == ("hmma",)
-    assert known.pipes(CARD.sku, DRIVER, "fp8") is None
+    assert dict(known.trust(CARD).kappas) == {"bf16": 0.99, "fp64_tensor": 0.97}
+    assert known.trust(CARD).refused == ()
+    assert dict(known.trust(CARD).pipes) == {"bf16": ("hmma",), "fp64_tensor": ("hmma",)}
+    # Another card has the map of its SKU and driver, and no kappa; under another driver it has nothing.
+    other = known.trust(replace(CARD, uuid="GPU-2"))
+    assert (other.kappas, other.refused, other.pipes) == ((), (), known.trust(CARD).pipes)
+    assert known.trust(replace(CARD, driver_version="580.1")) == UNCALIBRATED
 
 
 def test_a_refused_calibration_gives_its_reason_and_no_kappa(tmp_path: Path) -> None:
     save(tmp_path, made(2.0, "kappa 2 is outside of 0.9 to 1.05"))
     known = Calibrations(tmp_path)
     known.refresh()
-    assert known.kappa("GPU-1", DRIVER, "bf16") is None
-    assert known.refused("GPU-1", DRIVER, "bf16") == "kappa 2 is outside of 0.9 to 1.05"
+    assert (known.trust(CARD).kappas, known.trust(CARD).refused) == ((), ("bf16",))
+    (event,) = known.events(7)
+    assert event.text == f"bf16 under driver {DRIVER}: kappa 2 is outside of 0.9 to 1.05"
 
 
 def test_a_running_agent_hears_of_a_calibration_and_of_its_end(tmp_path: Path) -> None:
@@ -80,10 +83,10 @@ def test_a_running_agent_hears_of_a_calibration_and_of_its_end(tmp_path: Path) -
     known.refresh()
     save(tmp_path, made())
     known.refresh()
-    assert known.kappa("GPU-1", DRIVER, "bf16") == 0.98
+    assert known.trust(CARD).kappas == (("bf16", 0.98),)
     (tmp_path / FILE_NAME).unlink()
     known.refresh()
-    assert known.kappa("GPU-1", DRIVER, "bf16") is None
+    assert known.trust(CARD) == UNCALIBRATED
 
 
 def test_a_file_that_makes_no_sense_changes_nothing_and_is_not_written_over(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ def test_a_file_that_makes_no_sense_changes_nothing_and_is_not_written_over(tmp_
     known.refresh()
     (tmp_path / FILE_NAME).write_text("{")
     known.refresh()
-    assert known.kappa("GPU-1", DRIVER, "bf16") == 0.98
+    assert known.trust(CARD).kappas == (("bf16", 0.98),)
     with pytest.raises(UsageError, match="not a file of calibrations"):
         save(tmp_path, made(0.99))
 
@@ -186,7 +189,9 @@ async def test_a_load_and_the_readings_beside_it_become_a_calibration(
 ) -> None:
     world = World(ratio)
     monkeypatch.setattr(module, "PERIOD_SECONDS", 0.0125)
-    found = await calibrate(world.read, device="GPU-1", dtype="bf16", measure=world.run_probe)
+    found, load = await calibrate(world.read, device="GPU-1", dtype="bf16", measure=world.run_probe)
+    assert load.kappa == found.kappa
+    assert load.detail.get("refused") == found.refused
     assert found.kappa == pytest.approx(ratio, rel=0.02)
     assert (found.refused is not None) == refused
     assert (found.device, found.driver, found.sku, found.taken_unix_ns) == (
@@ -198,7 +203,7 @@ async def test_a_load_and_the_readings_beside_it_become_a_calibration(
     save(tmp_path, found)
     known = Calibrations(tmp_path)
     known.refresh()
-    assert (known.kappa("GPU-1", DRIVER, "bf16") is None) == refused
+    assert (known.trust(CARD).kappas == ()) == refused
     assert msgspec.json.decode((tmp_path / FILE_NAME).read_bytes())["v"] == 1
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.health import DRIVER_STATES, Health
+from flopwatch_agent.job_message import DropReason
+from flopwatch_agent.jobs import JobTable, Message
 from flopwatch_agent.newest import Newest
 from flopwatch_agent.outgoing import EVENTS_MAX, Outgoing
+from flopwatch_agent.probing.schedule import Probing
 from flopwatch_agent.reading import Device, Reading
 from flopwatch_agent.recorder import Recorder
 from flopwatch_agent.sources.host import HostReading
@@ -125,6 +130,31 @@ def test_recorder_and_kernel_log_say_what_they_lost(health: Health) -> None:
     assert values["flopwatch_stream_captures_ignored_total"] == 4
     assert values["flopwatch_agent_repeated_events_total"] == 2
     assert values["flopwatch_kernel_log_dropped_lines_total"] == 7
+
+
+def test_what_jobs_said_and_what_became_of_probes_is_counted(
+    health: Health, clock: Boot, tmp_path: Path
+) -> None:
+    jobs, probing = JobTable(), Probing(AgentConfig(data=tmp_path), clock)
+    health.show_jobs(jobs)
+    health.show_probing(probing)
+    for message in (Message(v=1, pid=7), Message(v=2, pid=7), Message(v=1, pid=0)):
+        jobs.apply(message, 0.0)
+    (tmp_path / "probes").mkdir()
+    (tmp_path / "probes" / "1-x.json").write_text("{")
+    assert probing.results() == []
+    probing.started = 2
+    values = scrape(health)
+    assert values["flopwatch_jobs_messages_total"] == 1
+    dropped = {name: v for name, v in values.items() if name.startswith("flopwatch_jobs_dropped")}
+    assert len(dropped) == len(get_args(DropReason))
+    assert {name for name, count in dropped.items() if count == 1} == {
+        "flopwatch_jobs_dropped_total[version]",
+        "flopwatch_jobs_dropped_total[pid]",
+    }
+    assert sum(dropped.values()) == 2
+    assert values["flopwatch_probing_started_total"] == 2
+    assert values["flopwatch_probing_refused_results_total"] == 1
 
 
 def test_a_source_that_never_comes_has_no_coverage_and_one_that_skips_has_its_part(

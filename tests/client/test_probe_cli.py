@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,10 @@ import pytest
 
 from fakenvml import Script, build, device, env
 from flopwatch.cli import app, probe_run
-from flopwatch_agent.calibrate import calibrate
 from flopwatch_agent.calibrations import Calibrations
 from flopwatch_agent.ceilings import Ceilings
 from flopwatch_agent.probing.guard import Order, Outcomes
-from flopwatch_agent.probing.inbox import Record
+from flopwatch_agent.probing.inbox import Inbox, Record
 from flopwatch_kernels import peaks, probe
 from flopwatch_kernels.goldens import Goldens
 from flopwatch_kernels.messages import Mark, ProbeResult, Progress
@@ -254,14 +252,16 @@ def test_a_calibration_by_hand_reads_the_card_s_counters_beside_the_load(
             time.sleep(0.05)
         return result("calibrate", "bf16")
 
-    monkeypatch.setattr(probe_run, "calibrate", partial(calibrate, measure=load))
+    monkeypatch.setattr(probe_run, "run_probe", load)
     arguments = ["probe", "--kind", "calibrate", "--device", UUID, "--save", str(tmp_path / "data")]
     assert app.run(arguments) == 0
     told = capsys.readouterr().out
     known = Calibrations(tmp_path / "data")
     known.refresh()
-    kappa = known.kappa(UUID, "595.58.03", "bf16")
+    kappa = known.known[UUID, "595.58.03", "bf16"].kappa
     assert kappa is not None
     assert kappa == pytest.approx(0.98, rel=0.02)
+    (record,) = Inbox(tmp_path / "data").take()
+    assert (record.kind, record.dtype, record.kappa) == ("calibrate", "bf16", kappa)
     row = next(line for line in told.splitlines() if line.split()[:1] == ["bf16"])
     assert row.split() == ["bf16", f"{kappa:.3f}", "hmma", "—", "yes"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flopwatch_kernels import probe
-from flopwatch_kernels.messages import Progress
+from flopwatch_kernels.messages import Failed, Message, ProbeSpec, Progress
 from flopwatch_kernels.probe import (
     PROBE_KINDS,
     ProbeError,
@@ -213,6 +213,29 @@ def test_a_child_sees_one_card_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe._environment("GPU-1a2b")["CUDA_VISIBLE_DEVICES"] == "GPU-1a2b"
     assert probe._environment("3")["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert probe._environment("0", "1")["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_a_child_whose_parent_is_gone_before_it_looks_measures_nothing() -> None:
+    spec = ProbeSpec(
+        device="cpu",
+        dtype="fp32",
+        sustained=False,
+        sustained_seconds=10.0,
+        threads=1,
+        niceness=0,
+        memory_bytes_max=1 << 30,
+        wall_seconds=60.0,
+        parent_pid=os.getppid(),  # ours is another
+    )
+    told = subprocess.run(
+        [sys.executable, "-m", "flopwatch_kernels.gemm", msgspec.json.encode(spec).decode()],
+        capture_output=True,
+        check=False,
+    )
+    assert told.returncode == 1
+    assert msgspec.json.decode(told.stdout, type=Message) == Failed(
+        text="whoever started the probe is gone"
+    )
 
 
 def test_importing_the_package_loads_neither_torch_nor_nvml() -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flopwatch_agent.allocation.slurm import jobs_by_minor
+from flopwatch_agent.allocation import gres
+from flopwatch_agent.allocation.slurm import by_minor
+from flopwatch_agent.allocation.slurm_node import Node
 from flopwatch_collector.roster.answers import NotAnsweredError
 from flopwatch_collector.roster.said import Said, Word
 from flopwatch_collector.roster.slurm import Reading, judge
@@ -64,15 +66,14 @@ def truth_of(lab: Lab) -> dict[str, Truth]:
 
 def held_by_the_node(lab: Lab, node: str) -> dict[int, set[str]]:
     """Return what the agent of a node would read there: card → jobs."""
-    found_jobs = jobs_by_minor(
-        CGROUPS,
-        Path("/proc"),
-        _environ,
-        prolog_directory=lab.home / "prolog",
-        gres_conf=(lab.home / "etc" / "gres.conf").read_text(),
-        node=node,
-    )
-    return {minor: set(jobs) for minor, jobs in found_jobs.items()}
+    order = gres.minors((lab.home / "etc" / "gres.conf").read_text(), node)
+    reader = Node(CGROUPS, Path("/proc"), _environ, lab.home / "prolog", node)
+    held: dict[int, set[str]] = {}
+    for job in reader.jobs(0.0) or ():
+        for place in by_minor(job.places, order):
+            if isinstance(place.name, int):
+                held.setdefault(place.name, set()).add(job.number)
+    return held
 
 
 def _environ(pid: int) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from flopwatch_agent.allocation import gres
 from flopwatch_agent.allocation.holders import GRES, MINOR, Holder, Place, SilentError, Word, told
-from flopwatch_agent.allocation.slurm_node import Environ, Job, Node
+from flopwatch_agent.allocation.slurm_node import Job, Node
 from flopwatch_agent.clock import Clock, wall_unix_ms
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -115,32 +115,6 @@ class Slurm:
             text, now = f"{name}: {wrong[name]}", wall_unix_ms(self._clock)
             self._events.append(told("prolog_file", text, now))
         self._told_wrong = set(wrong)
-
-
-def jobs_by_minor(
-    cgroup_root: Path,
-    proc: Path,
-    environ: Environ,
-    *,
-    prolog_directory: Path,
-    gres_conf: str = "",
-    node: str | None = None,
-) -> dict[int, frozenset[str]]:
-    """Return the jobs that hold each GPU of a Slurm node, by minor number of its device file.
-
-    Args:
-        environ: pid → environment; raises OSError.
-        gres_conf: text of gres.conf; where it names no files an index is taken for a minor number.
-        node: the node's name in Slurm, where several run on this host.
-    """
-    reader = Node(cgroup_root, proc, environ, prolog_directory, node)
-    order = gres.minors(gres_conf, node)
-    found: dict[int, set[str]] = {}
-    for job in reader.jobs(0.0) or ():
-        for place in by_minor(job.places, order):
-            if isinstance(place.name, int):
-                found.setdefault(place.name, set()).add(job.number)
-    return {minor: frozenset(jobs) for minor, jobs in found.items()}
 
 
 def by_minor(places: Iterable[Place], order: tuple[int, ...]) -> Iterator[Place]:

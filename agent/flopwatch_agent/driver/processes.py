@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pynvml
 
+from flopwatch_agent import pids
 from flopwatch_agent.driver.library import INSUFFICIENT_SIZE, SUCCESS, UNSUPPORTED, Library
 from flopwatch_agent.driver.messages import ProcessInfo
 
@@ -26,8 +27,6 @@ _ROOM_FIRST: Final = 64
 _ROOM_MAX: Final = 2_048
 _LOOKS: Final = 16
 """Listings between two looks at a start: the counter of pids does not come round in less."""
-_START_TIME_FIELD: Final = 19
-"""Of /proc/PID/stat, counted after the command name, which may hold blanks and brackets."""
 
 PLAUSIBLE_MAX: Final = 1_000
 _MEMORY_BYTES_MAX: Final = 1 << 44  # "not available" is 2**64 - 1
@@ -103,27 +102,14 @@ class ComputeProcesses:
         if self._boot_unix_ms is None:
             return None
         started, left = self._starts.pop(pid, (0, 0))
-        if left > 0 and _exists(pid):
+        if left > 0 and pids.exists(pid):
             self._starts[pid] = (started, left - 1)
             return started
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as stat:
-                fields = stat.read().rpartition(b")")[2].split()
-        except OSError:
+        ticks = pids.started_ticks(pid)
+        if ticks is None:
             return None
-        started = self._boot_unix_ms + int(int(fields[_START_TIME_FIELD]) * self._tick_ms)
+        started = self._boot_unix_ms + int(ticks * self._tick_ms)
         self._starts[pid] = (started, _LOOKS)
         while len(self._starts) > _ROOM_MAX:
             del self._starts[next(iter(self._starts))]
         return started
-
-
-def _exists(pid: int) -> bool:
-    """Return whether there is such a process: a tenth of what reading its start costs."""
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return True

@@ -20,14 +20,23 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from flopwatch_agent import ceilings, goldens
+from flopwatch_agent import calibrations, ceilings, goldens
+from flopwatch_agent.calibrate import calibrate_card
 from flopwatch_agent.clock import Clock, wall_unix_ms
 from flopwatch_agent.probing.budget import Accounts, Run, budget_ms
 from flopwatch_agent.probing.inbox import Inbox, Outcome, Record
 from flopwatch_agent.probing.lock import Lock, Refused
 from flopwatch_agent.probing.watch import Found
 from flopwatch_agent.probing.witness import Witness
-from flopwatch_kernels.probe import ProbeError, ProbeLimits, ProbeResult, run_probe
+from flopwatch_kernels.calibration import Calibration
+from flopwatch_kernels.probe import (
+    ProbeError,
+    ProbeLimits,
+    ProbeResult,
+    default_dtype,
+    probe_kind,
+    run_probe,
+)
 
 Policy = Literal["idle", "prolog", "epilog", "bringup", "hand"]
 _BUDGETED: Final = ("idle", "prolog", "epilog")
@@ -70,10 +79,12 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Outcomes:
-    """What became of an order. Attributes: result: None unless it was measured."""
+    """What became of an order. Attributes: result: None unless it was measured; calibration: of an
+    order for one."""
 
     record: Record
     result: ProbeResult | None
+    calibration: Calibration | None = None
 
 
 class Guard:
@@ -171,22 +182,28 @@ class Guard:
         on_progress: Callable[[Any], None] | None,
     ) -> Outcomes:
         start_unix_ms, began = wall_unix_ms(self._clock), self._clock.monotonic_seconds()
-        result, outcome, reason = None, "ok", ""
+        result, calibration, outcome, reason = None, None, "ok", ""
+        asked = {
+            "limits": ProbeLimits(
+                wall_seconds=order.wall_seconds,
+                memory_bytes_max=order.memory_bytes_max,
+                niceness=order.niceness,
+            ),
+            "on_progress": on_progress,
+            "stop_reason": lambda: self._reason(witnesses),
+        }
         try:
-            result = self._measure(
-                kind=order.kind,
-                device=order.measured or ("cpu" if card is None else card.uuid),
-                peer=witnesses[1].card.uuid if order.peer else None,
-                dtype=order.dtype,
-                sustained=order.sustained,
-                limits=ProbeLimits(
-                    wall_seconds=order.wall_seconds,
-                    memory_bytes_max=order.memory_bytes_max,
-                    niceness=order.niceness,
-                ),
-                on_progress=on_progress,
-                stop_reason=lambda: self._reason(witnesses),
-            )
+            if probe_kind(order.kind).load:
+                calibration, result = self._calibrated(order, card, asked)
+            else:
+                result = self._measure(
+                    kind=order.kind,
+                    device=order.measured or ("cpu" if card is None else card.uuid),
+                    peer=witnesses[1].card.uuid if order.peer else None,
+                    dtype=order.dtype,
+                    sustained=order.sustained,
+                    **asked,
+                )
             if order.data:
                 result = goldens.screened(Path(order.data), result)
         except ProbeError as exc:
@@ -197,7 +214,19 @@ class Guard:
             outcome, reason = ("aborted", stopped) if stopped else ("failed", reason)
         took = self._clock.monotonic_seconds() - began
         record = _record(order, card, start_unix_ms, took, result, outcome, reason)
-        return Outcomes(record=record, result=result)
+        return Outcomes(record=record, result=result, calibration=calibration)
+
+    def _calibrated(
+        self, order: Order, card: Found | None, asked: Mapping[str, Any]
+    ) -> tuple[Calibration, ProbeResult]:
+        """Load the card and read its counters from this process, as the agent would."""
+        if card is None:
+            raise ProbeError("a processor has no counters to calibrate")
+        dtype = order.dtype or default_dtype(probe_kind(order.kind), on_cpu=False)
+        measured = order.measured
+        return calibrate_card(
+            card.uuid, dtype=dtype, measured=measured, measure=self._measure, **asked
+        )
 
     def _reason(self, witnesses: Iterable[Witness]) -> str | None:
         reasons = (witness.stop_reason() for witness in witnesses)
@@ -249,9 +278,11 @@ def _record(
 
 
 def _keep(data: Path, found: Outcomes) -> None:
-    """Leave the result, and the ceiling of a product, to the agent."""
+    """Leave the result, the ceiling of a product and the calibration to the agent."""
     record, result = found.record, found.result
     Inbox(data).put(record)
+    if found.calibration is not None:
+        calibrations.save(data, found.calibration)
     if result is not None and record.kind == "gemm" and record.outcome == "ok":
         ceilings.save(
             data,

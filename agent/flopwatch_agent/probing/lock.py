@@ -17,13 +17,13 @@ from typing import Final, Self
 
 import msgspec
 
+from flopwatch_agent import pids
 from flopwatch_agent.probing.files import file_name, give_to_owner_of, make_directory
 from flopwatch_proto.errors import FlopwatchError
 
 _HOST: Final = "host"
 _BYTES_MAX: Final = 4_096
 _DEPTH_MAX: Final = 16
-_PPID, _START = 1, 19  # of /proc/PID/stat, counted after the command name
 
 
 class Refused(FlopwatchError):
@@ -118,7 +118,7 @@ def descends(pid: int, ancestor: int) -> bool:
     for _ in range(_DEPTH_MAX):
         if pid == ancestor:
             return True
-        parent = _stat(pid, _PPID)
+        parent = _field(pid, pids.PARENT)
         if parent is None or parent <= 1:
             return False
         pid = parent
@@ -126,17 +126,13 @@ def descends(pid: int, ancestor: int) -> bool:
 
 
 def ticks_of(pid: int) -> int | None:
-    """Return when a process started, in ticks since boot; None where it is gone."""
-    return _stat(pid, _START)
+    """Return when a process started, in ticks since boot; None where it has ended."""
+    return _field(pid, pids.START)
 
 
-def _stat(pid: int, field: int) -> int | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[field])
+def _field(pid: int, field: int) -> int | None:
+    fields = pids.stat_of(pid)
+    return int(fields[field]) if fields is not None and pids.running(fields) else None
 
 
 def _locked(path: Path) -> int:

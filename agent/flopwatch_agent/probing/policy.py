@@ -58,12 +58,14 @@ class CardState:
     """What is known of a card.
 
     Attributes:
+        driver: version of the driver that reads it; None where it does not say.
         occupied: why somebody may be on it, None where it is nobody's.
         free_since_ns: boottime since when it is nobody's.
         read_ns: boottime of the newest reading.
     """
 
     device: str
+    driver: str | None = None
     occupied: str | None
     free_since_ns: int
     read_ns: int
@@ -96,6 +98,7 @@ class Watch:
             since = before.free_since_ns
         self._cards[slot] = CardState(
             device=device.uuid or "",
+            driver=device.driver_version,
             occupied=reason,
             free_since_ns=since,
             read_ns=reading.boottime_ns,

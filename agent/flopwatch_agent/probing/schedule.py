@@ -21,6 +21,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
+from flopwatch_agent import calibrations
 from flopwatch_agent.clock import Clock, wall_unix_ms
 from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.probing.budget import Accounts
@@ -28,11 +29,11 @@ from flopwatch_agent.probing.files import file_name, make_directory, write_whole
 from flopwatch_agent.probing.guard import Order
 from flopwatch_agent.probing.inbox import Inbox, Record
 from flopwatch_agent.probing.lock import word_of
-from flopwatch_agent.probing.policy import Limits, Watch, due, refusal
+from flopwatch_agent.probing.policy import CardState, Limits, Watch, due, refusal
 from flopwatch_agent.probing.tags import Tags
 from flopwatch_agent.reading import Reading, Share
 from flopwatch_agent.release import Window
-from flopwatch_kernels.probe import PROBE_KINDS, ProbeKind
+from flopwatch_kernels.probe import PROBE_KINDS, ProbeKind, default_dtype
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 TICK_SECONDS: Final = 1.0
@@ -88,6 +89,8 @@ class Probing:
         self._accounts = Accounts(config.data)
         self._window = Window(config.release_file)
         self._watch = Watch()
+        self._kept = calibrations.kept(config.data)
+        self._calibrated: frozenset[tuple[str, str, str]] = frozenset()
         self._limits = Limits(
             idle_ms=of.idle.milliseconds,
             wall_ms=of.wall.milliseconds,
@@ -95,7 +98,8 @@ class Probing:
             every_ms=of.every.milliseconds,
             turns=of.turns,
         )
-        known = {kind.name: kind for kind in PROBE_KINDS if not (kind.peer or kind.load)}
+        known = {kind.name: kind for kind in PROBE_KINDS if not kind.peer}
+        self._loads = frozenset(kind.name for kind in PROBE_KINDS if kind.load)
         orders = [self._order(known[name]) for name in of.kinds if name in known]
         self._orders = {order.what: order for order in orders}
         self._running: tuple[str, Running] | None = None
@@ -178,6 +182,8 @@ class Probing:
         """Return the card that waits longest, with what is due of it."""
         now_ns, now_ms = self._clock.boottime_ns(), wall_unix_ms(self._clock)
         released = self._window.open_until() is not None
+        if (news := self._kept.news()) is not None:
+            self._calibrated = frozenset(map(calibrations.subject, news.calibrations))
         waiting: list[tuple[int, str, Order]] = []
         for slot, card in self._watch.cards.items():
             if not card.device:
@@ -195,7 +201,7 @@ class Probing:
                 node=self._config.node,
                 released=released,
             )
-            what = None if reason else due(account, tuple(self._orders), self._limits, now_ms)
+            what = None if reason else due(account, self._plan(card), self._limits, now_ms)
             if what is not None:
                 newest = max((run.start_unix_ms for run in account.runs), default=0)
                 order = msgspec.structs.replace(self._orders[what], device=card.device)
@@ -204,12 +210,24 @@ class Probing:
             return None
         return min(waiting, key=lambda each: each[:2])[1:]
 
+    def _plan(self, card: CardState) -> list[str]:
+        """Return what is measured of a card: a calibration only until there is one under its driver."""
+        return [
+            what
+            for what, order in self._orders.items()
+            if order.kind not in self._loads
+            or (
+                card.driver is not None
+                and (card.device, card.driver, order.dtype) not in self._calibrated
+            )
+        ]
+
     def _order(self, kind: ProbeKind) -> Order:
         of, dtype = self._config.probing, self._config.dtype
         return Order(
             device="",
             kind=kind.name,
-            dtype=dtype if dtype in kind.dtypes else None,
+            dtype=dtype if dtype in kind.dtypes else default_dtype(kind, on_cpu=False),
             policy="idle",
             wall_seconds=float(of.wall),
             memory_bytes_max=of.memory_bytes_max,

@@ -17,16 +17,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import structlog
 
 from flopwatch_agent.identity import boot_id
-
-_STATE_FIELD: Final = 0
-_START_FIELD: Final = 19
-"""Of /proc/PID/stat, counted after the command name."""
+from flopwatch_agent.pids import START, running, started_ticks, stat_of
 
 _log = structlog.get_logger()
 
@@ -64,12 +60,12 @@ class Abandoned:
     def started(self, pid: int) -> None:
         """Note a child that runs from now on; it does not count."""
         self._running = [child for child in self._running if self._is_alive(child)]
-        self._running.append(_Child(pid=pid, started_ticks=self._stat(pid)[1]))
+        self._running.append(self._child(pid))
         self._save()
 
     def add(self, pid: int) -> None:
         """Count a child that was just killed inside the driver."""
-        self._children.append(_Child(pid=pid, started_ticks=self._stat(pid)[1]))
+        self._children.append(self._child(pid))
         self._save()
 
     def praise(self) -> None:
@@ -97,16 +93,13 @@ class Abandoned:
             self._save()
 
     def _is_alive(self, child: _Child) -> bool:
-        state, ticks = self._stat(child.pid)
-        return state not in ("", "Z", "X") and ticks == child.started_ticks
+        fields = stat_of(child.pid, self._proc)
+        if fields is None or not running(fields):
+            return False
+        return int(fields[START]) == child.started_ticks
 
-    def _stat(self, pid: int) -> tuple[str, int]:
-        """Return a process's state and start, or ("", 0) where there is none."""
-        try:
-            fields = (self._proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return "", 0
-        return fields[_STATE_FIELD], int(fields[_START_FIELD])
+    def _child(self, pid: int) -> _Child:
+        return _Child(pid=pid, started_ticks=started_ticks(pid, self._proc) or 0)
 
     def _load(self) -> list[_Child]:
         if self._path is None:

@@ -122,11 +122,6 @@ class DriverChild:
         """Return the pid of the running child, or None."""
         return self._process.pid if self._process is not None else None
 
-    @property
-    def is_waiting(self) -> bool:
-        """Return whether a reply is still out."""
-        return self._waiting is not None
-
     async def ask(self, request: Request, until: float) -> Reply:
         """Send a request, and return its reply.
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from flopwatch.cli.probe_hook import locks
 from flopwatch.cli.probe_table import left_out_lines
 from flopwatch.cli.progress import counted
-from flopwatch_agent import calibrations, ceilings, goldens
-from flopwatch_agent.calibrate import calibrate
+from flopwatch_agent import ceilings, goldens
 from flopwatch_agent.clock import SystemClock
 from flopwatch_agent.probing.guard import Guard, Order, record_of
 from flopwatch_agent.probing.inbox import Inbox
-from flopwatch_agent.probing.lock import Lock, Refused
-from flopwatch_agent.probing.witness import Witness
-from flopwatch_agent.reading import Reading
-from flopwatch_agent.sources.nvml import NvmlSource
+from flopwatch_agent.probing.lock import Refused
 from flopwatch_kernels.calibration import Calibration
 from flopwatch_kernels.messages import ProbeResult, Progress
 from flopwatch_kernels.probe import (
@@ -141,10 +136,10 @@ def run(wish: Wish) -> Harvest:
 
 
 def _run_step(step: Step, wish: Wish, harvest: Harvest, tell: Callable[[Progress], None]) -> None:
-    if step.kind.load:
-        harvest.calibrations.append(_calibrated(step, wish, tell))
+    result, calibration = _measured(step, wish, tell)
+    if calibration is not None:
+        harvest.calibrations.append(calibration)
         return
-    result = _measured(step, wish, tell)
     if wish.save is not None and wish.on_cpu:
         if step.kind.name == "gemm":
             ceilings.save(wish.save, _ceiling(result))
@@ -152,15 +147,12 @@ def _run_step(step: Step, wish: Wish, harvest: Harvest, tell: Callable[[Progress
     harvest.results.append(result)
 
 
-def _measured(step: Step, wish: Wish, tell: Callable[[Progress], None]) -> ProbeResult:
+def _measured(
+    step: Step, wish: Wish, tell: Callable[[Progress], None]
+) -> tuple[ProbeResult, Calibration | None]:
     """A card is probed under the agent's lock, and left to whoever comes; a processor is not."""
-
-    def measure(**arguments: Any) -> ProbeResult:
-        result = run_probe(**arguments)
-        return result if wish.save is None else goldens.screened(wish.save, result)
-
     if wish.on_cpu:
-        return measure(
+        result = run_probe(
             kind=step.kind.name,
             device=wish.device,
             peer=wish.peer,
@@ -169,6 +161,7 @@ def _measured(step: Step, wish: Wish, tell: Callable[[Progress], None]) -> Probe
             limits=ProbeLimits(wall_seconds=wish.wall_seconds),
             on_progress=tell,
         )
+        return result if wish.save is None else goldens.screened(wish.save, result), None
     if step.dtype is not None and step.dtype not in step.kind.dtypes:
         taken = ", ".join(step.kind.dtypes)
         raise ProbeError(
@@ -184,50 +177,10 @@ def _measured(step: Step, wish: Wish, tell: Callable[[Progress], None]) -> Probe
         locks=str(locks()),
         data="" if wish.save is None else str(wish.save),
     )
-    found = Guard(SystemClock(), measure).run(order, tell)
+    found = Guard(SystemClock(), run_probe).run(order, tell)
     if found.result is None:
         raise ProbeError(found.record.reason)
-    return found.result
-
-
-def _calibrated(step: Step, wish: Wish, tell: Callable[[Progress], None]) -> Calibration:
-    """Load the card and read its counters from this process, as the agent would."""
-    assert step.dtype is not None
-    clock = SystemClock()
-    witness = Witness(wish.device.removeprefix("cuda:"))
-    try:
-        lock = Lock(locks(), witness.card.uuid).take(step.name, clock.boottime_ns())
-        try:
-            found = asyncio.run(_beside_source(witness, step.dtype, wish, tell))
-        finally:
-            lock.release(clock.boottime_ns())
-    finally:
-        witness.close()
-    if wish.save is not None:
-        calibrations.save(wish.save, found)
-    return found
-
-
-async def _beside_source(
-    witness: Witness, dtype: str, wish: Wish, tell: Callable[[Progress], None]
-) -> Calibration:
-    source = NvmlSource()
-    await source.start()
-    try:
-        return await calibrate(
-            lambda: _readings(source),
-            device=witness.card.uuid,
-            dtype=dtype,
-            on_progress=tell,
-            stop_reason=witness.stop_reason,
-            limits=ProbeLimits(wall_seconds=wish.wall_seconds),
-        )
-    finally:
-        await source.close()
-
-
-async def _readings(source: NvmlSource) -> Sequence[Reading]:
-    return (await source.read()).readings
+    return found.result, found.calibration
 
 
 def _ceiling(result: ProbeResult) -> ceilings.Ceiling:

@@ -62,28 +62,6 @@ class Counters:
     fields: Mapping[str, Floats]
 
 
-def counters_of(readings: Sequence[Mapping[str, Any]]) -> Counters:
-    """Return readings as the API gives them (node, slot, taken_unix_ms, columns) as arrays."""
-    width = max((len(r["taken_unix_ms"]) for r in readings), default=0)
-
-    def table(rows: Sequence[Sequence[float | None]]) -> Floats:
-        made = np.full((len(rows), width), np.nan)
-        for i, row in enumerate(rows):
-            made[i, : len(row)] = np.array(row, np.float64)
-        return made
-
-    return Counters(
-        nodes=[r["node"] for r in readings],
-        slots=[r["slot"] for r in readings],
-        taken_s=table([r["taken_unix_ms"] for r in readings]) / 1000,
-        fields={
-            name: table([r["columns"].get(name, ()) for r in readings])
-            for name in FIELDS
-            if any(name in r["columns"] for r in readings)
-        },
-    )
-
-
 @dataclass(slots=True, kw_only=True)
 class Crowd:
     """The cards that work, and what they do beside each other.

@@ -296,6 +296,8 @@ class JobAnswer(WindowUsed, Subject):
     team: str | None
     user: str | None
     sku: str | None
+    attempt: int
+    attempts: int
     held_s: float
     nodes_count: int
     answer: JobReply
@@ -335,13 +337,3 @@ class SeriesAnswer(Shape):
     step_s: float
     times: list[str]
     series: list[NamedValues]
-
-
-class ProblemDocument(Shape):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str

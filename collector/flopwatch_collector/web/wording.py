@@ -50,7 +50,6 @@ PART_WORDS: Final = {
 }
 PART_SHARE_MIN: Final = 0.0005
 OWNERS: Final = ("hardware", "scheduling", "facility", "workload")
-OWNER_SHORT: Final = {"hardware": "hw", "scheduling": "sch", "facility": "fac", "workload": "wl"}
 BUCKET_OWNERS: Final = {
     "MISSING": "hardware",
     "FAILED": "hardware",

@@ -15,6 +15,7 @@ from flopwatch_kernels.child import Tell
 from flopwatch_kernels.cuda.driver import Argument
 from flopwatch_kernels.cuda.session import BATCH, Repeated, Session
 from flopwatch_kernels.peaks import Peak
+from flopwatch_kernels.statistic import rates
 
 _LAUNCH_SECONDS: Final = 0.01
 _ITERATIONS_FIRST: Final = 512
@@ -42,6 +43,20 @@ class Clocked:
         """The clock that NVML showed meanwhile, to compare; empty where it shows none."""
         seen = self.repeated.device.clock_mhz
         return {} if seen is None else {"sensor_clock_mhz": seen}
+
+    def figures(self, flops: int, peak: Peak | None, sm_count: int) -> dict[str, float | None]:
+        """What a result says of launches of so many FLOP, and of the peak that they are held against."""
+        measured = rates(self.repeated.durations_seconds, flops=flops)
+        return {
+            "median_flops": measured.median,
+            "p10_flops": measured.p10,
+            "p90_flops": measured.p90,
+            "max_flops": measured.maximum,
+            "sm_clock_mhz": self.clock_mhz,
+            "datasheet_flops": None if peak is None else peak.dense_flops,
+            "of_datasheet": None if peak is None else measured.median / peak.dense_flops,
+            "of_peak_at_clock": self.of_peak(flops, peak, sm_count),
+        }
 
     def of_peak(self, flops: int, peak: Peak | None, sm_count: int) -> float | None:
         """FLOP/s over what the SMs could do at the clock they had, median of the launches.

@@ -12,11 +12,12 @@ from flopwatch_kernels.child import Tell, now_unix_ns
 from flopwatch_kernels.cuda.driver import Card
 from flopwatch_kernels.messages import ProbeResult, ProbeSpec, Progress
 from flopwatch_kernels.peaks import Sku
-from flopwatch_kernels.sensors import NoSensor, Sensor, Summary, Watch
+from flopwatch_kernels.sensors import NoSensor, Sensor, Summary, Watch, told
 from flopwatch_kernels.statistic import (
     coefficient_of_variation,
     iterations_needed,
     median_precision,
+    rates,
 )
 
 _WARM_UP: Final = 3
@@ -49,9 +50,8 @@ class Session:
 
     def result(self, repeated: "Repeated", **figures: Any) -> ProbeResult:
         """A result of this kind and card, with what the sensors said; `figures` overrule it."""
-        who, device = self.sensor.identity(), repeated.device
-        told = {
-            "sm_clock_mhz": device.clock_mhz,
+        said = {
+            **told(self.sensor.identity(), repeated.device),
             "precision": median_precision(repeated.durations_seconds),
             **figures,
         }
@@ -59,17 +59,42 @@ class Session:
             kind=self.spec.kind,
             device=self.name,
             sku=self.card.name,
-            serial=who.serial,
-            driver_version=who.driver_version,
             iterations=len(repeated.durations_seconds),
             seconds=repeated.seconds,
             sustained=self.spec.sustained,
-            power_watts=device.power_watts,
-            temperature_celsius=device.temperature_celsius,
-            energy_joules=device.energy_joules,
-            throttle_seconds=dict(device.throttle_seconds),
             started_at_unix_ns=self.started_at_unix_ns,
-            **told,
+            **said,
+        )
+
+    def result_of_copies(
+        self,
+        repeated: "Repeated",
+        *,
+        bytes_each: int,
+        bytes_per_second_most: float | None,
+        wrong: str | None,
+        detail: dict[str, float | str | int],
+    ) -> ProbeResult:
+        """A result in bytes per second.
+
+        Args:
+            bytes_each: Of one repetition.
+            bytes_per_second_most: What it is held against; None where not known.
+            wrong: What came out wrong, in words; None where all is right.
+        """
+        measured = rates(repeated.durations_seconds, flops=bytes_each)
+        most = bytes_per_second_most
+        return self.result(
+            repeated,
+            median_value=measured.median,
+            p10_value=measured.p10,
+            p90_value=measured.p90,
+            max_value=measured.maximum,
+            unit="bytes/s",
+            of_datasheet=None if most is None else measured.median / most,
+            outcome="ok" if wrong is None else "corrupt",
+            reason=wrong,
+            detail=detail,
         )
 
     def repeated(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flopwatch_agent.allocation.holders import GRES, MINOR, UUID, Place, SilentError
-from flopwatch_agent.allocation.slurm import UNPLACED_GRACE_MS, Slurm, jobs_by_minor
+from flopwatch_agent.allocation.slurm import UNPLACED_GRACE_MS, Slurm
 from flopwatch_agent.allocation.slurm_node import GROUP_GONE_MS, LOOK_MS, Job, Node, device_list
 from flopwatch_agent.clock import SystemClock
 from host_folders import FakeHost
@@ -222,23 +222,6 @@ def test_a_device_list_counts_where_it_can_be_read_back(
 ) -> None:
     (tmp_path / "devices.list").write_text(text)
     assert device_list([tmp_path / "freezer", tmp_path]) == expected
-
-
-def test_jobs_by_minor_maps_an_index_through_gres_conf(host: FakeHost) -> None:
-    host.process(10, group=host.slurm("6"), SLURM_JOB_ID="6", SLURM_JOB_GPUS="0,1")
-    host.process(11, group=host.slurm("7"), SLURM_JOB_ID="7", SLURM_JOB_GPUS="1")
-
-    def by_minor(gres_conf: str) -> dict[int, frozenset[str]]:
-        return jobs_by_minor(
-            host.cgroup,
-            host.proc,
-            host.environ,
-            prolog_directory=host.prolog,
-            gres_conf=gres_conf,
-        )
-
-    assert by_minor("") == {0: {"6"}, 1: {"6", "7"}}
-    assert by_minor("Name=gpu File=/dev/nvidia[4-5]") == {4: {"6"}, 5: {"6", "7"}}
 
 
 async def test_slurm_speaks_where_its_traces_are_and_must_where_it_is_configured(

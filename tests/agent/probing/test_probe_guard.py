@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from flopwatch_agent.probing.budget import Accounts
 from flopwatch_agent.probing.guard import Guard, Order, Outcomes, Refused
 from flopwatch_agent.probing.inbox import Inbox, Record
 from flopwatch_agent.probing.lock import Lock, word_of
+from flopwatch_kernels.goldens import Goldens
 from flopwatch_kernels.probe import ProbeError, ProbeResult
+from probe_results import result
 from processes import awaited
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
@@ -69,6 +73,17 @@ def load_process(parent: int) -> int | None:
         if int(fields[1]) == parent and b"flopwatch_kernels" in command:
             return int(path.name)
     return None
+
+
+@contextmanager
+def orphans_are_ours() -> Iterator[None]:
+    """Processes whose parent dies become children of this one, so that it hears how they end."""
+    prctl, set_child_subreaper = ctypes.CDLL(None).prctl, 36
+    prctl(set_child_subreaper, 1)
+    try:
+        yield
+    finally:
+        prctl(set_child_subreaper, 0)
 
 
 class Running:
@@ -120,14 +135,20 @@ def test_the_agent_ends_a_probe_by_a_signal(tmp_path: Path, script: Script) -> N
     assert (record.outcome, record.reason) == ("aborted", "the agent ended it")
 
 
-def test_a_guard_that_is_killed_stays_charged_and_its_lock_is_free(
+def test_a_guard_that_is_killed_takes_its_probe_along_stays_charged_and_its_lock_is_free(
     tmp_path: Path, script: Script
 ) -> None:
     running = Running(order(tmp_path, sustained=True))
-    assert running.load is not None
-    os.killpg(running.load, signal.SIGKILL)
-    running.process.kill()
-    running.process.wait()
+    guard, load = running.process, running.load
+    assert load is not None
+    awaited(lambda: b"libtorch" in Path(f"/proc/{load}/maps").read_bytes(), "a load that computes")
+    children = Path(f"/proc/{guard.pid}/task/{guard.pid}/children").read_text().split()
+    with orphans_are_ours():
+        guard.kill()
+        guard.wait()
+        ends = {int(pid): os.waitpid(int(pid), 0)[1] for pid in children}
+    # By the kernel's word at once: its own alarm would be another signal, the end of its load none.
+    assert os.WTERMSIG(ends[load]) == signal.SIGKILL
     word = word_of(tmp_path / "locks", UUID)
     assert word is not None
     assert not word.alive
@@ -194,6 +215,24 @@ def test_a_probe_that_fails_by_itself_is_a_failure_and_no_abortion(
 
     found: Outcomes = Guard(SystemClock(), fail).run(order(tmp_path))
     assert (found.record.outcome, found.record.reason) == ("failed", "out of memory")
+
+
+def test_a_screen_that_the_agent_ordered_is_held_against_the_hashes_of_this_host(
+    tmp_path: Path, script: Script
+) -> None:
+    ordered = order(tmp_path, kind="sdc", dtype="bf16", budget_ratio=0.01)
+    found = Guard(SystemClock(), lambda **_: result("sdc")).run(ordered)
+    assert found.record.outcome == "ok"
+    assert found.record.result["detail"]["golden"] == "candidate"
+    path = tmp_path / "data" / "goldens.json"
+    (golden,) = msgspec.json.decode(path.read_bytes(), type=Goldens).goldens
+    others = ("cuda:GPU-1", "cuda:GPU-2", "cuda:GPU-3")
+    agreed = msgspec.structs.replace(golden, product="cc", devices=others)
+    path.write_bytes(msgspec.json.encode(Goldens(goldens=(agreed,))))
+    Guard(SystemClock(), lambda **_: result("sdc")).run(ordered)
+    record = results(tmp_path)[-1]
+    assert record.outcome == "corrupt"
+    assert record.reason.startswith("the seeded bf16 product hashes to bb and to cc elsewhere")
 
 
 def test_a_process_on_the_second_card_of_a_copy_ends_it_too(tmp_path: Path, script: Script) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flopwatch_agent import calibrations
 from flopwatch_agent.clock import SystemClock
 from flopwatch_agent.config import AgentConfig, JobsConfig, ProbingConfig
 from flopwatch_agent.interval import Fold
@@ -21,6 +23,7 @@ from flopwatch_agent.probing.schedule import Probing, Unit, take_wanted
 from flopwatch_agent.probing.tags import Tags
 from flopwatch_agent.reading import Device, Process, Reading, Share
 from flopwatch_agent.release import Window
+from flopwatch_kernels.calibration import Calibration
 from flopwatch_proto.codec import IntervalRow
 from flopwatch_proto.rows import Absence, Bucket
 
@@ -109,6 +112,44 @@ async def test_a_card_is_probed_once_it_was_free_for_long_enough(tmp_path: Path)
     assert order.kind in ("gemm", "sdc")
     await node.passes(200)  # it goes on: nothing else is started beside it
     assert len(node.orders) == 1
+
+
+async def test_a_card_is_calibrated_once_under_each_driver(tmp_path: Path) -> None:
+    node = Node(tmp_path, kinds=("calibrate",))
+
+    async def passes(driver: str | None) -> list[tuple[str, str | None]]:
+        """What was ordered in ten minutes under a driver."""
+        before = len(node.orders)
+        for _ in range(60):
+            await node.passes(10, device=replace(CARD, driver_version=driver))
+            for probe in node.probes:
+                probe.over = True
+        return [(order.kind, order.dtype) for order in node.orders[before:]]
+
+    def calibrated(device: str, driver: str, dtype: str) -> None:
+        made = Calibration(
+            device=device,
+            driver=driver,
+            sku=CARD.sku,
+            dtype=dtype,
+            kappa=2.0,
+            refused="kappa 2 is outside of 0.9 to 1.05",
+            pipes=(),
+            intercept=None,
+            points=(),
+            taken_unix_ns=1,
+        )
+        calibrations.save(node.config.data, made)
+
+    assert await passes(None) == []  # nobody could say what it is of
+    wanted = await passes("595.58.03")
+    assert set(wanted) == {("calibrate", "bf16")}
+    for other in (("GPU-2", "595.58.03", "bf16"), ("GPU-1", "595.58.03", "fp8")):
+        calibrated(*other)
+    assert await passes("595.58.03")
+    calibrated("GPU-1", "595.58.03", "bf16")  # one that is refused is known too
+    assert await passes("595.58.03") == []
+    assert await passes("595.71.05")
 
 
 @pytest.mark.parametrize("shares", [HELD, (Share(bucket=Bucket.MAINT),)])
