@@ -1,19 +1,28 @@
 #!/bin/sh
 # Slurm EpilogSlurmctld: writes one line of flopwatch into the job's AdminComment when it has ended.
-# EpilogSlurmctld=/usr/share/flopwatch/slurm/receipt.sh, on the controller, as SlurmUser. FLOPWATCH_API names
-# the collector. Never fails or holds an epilog: the work goes on behind it, for 3 minutes at the most.
+# EpilogSlurmctld=/usr/share/flopwatch/slurm/receipt.sh, on the controller, as SlurmUser. slurmctld hands its
+# scripts no environment of its own: what is needed stands in /etc/flopwatch/receipt.env, one NAME=value a line,
+# FLOPWATCH_API (the collector's URL) first of all. Never fails or holds an epilog: the work goes on behind it,
+# for 3 minutes at the most.
 case ${SLURM_JOB_ID:-} in '' | *[!0-9]*) exit 0 ;; esac
+settings=${FLOPWATCH_RECEIPT_ENV:-/etc/flopwatch/receipt.env}
+if [ -r "$settings" ]; then
+	set -a
+	. "$settings"
+	set +a
+fi
 export PATH="${FLOPWATCH_PATH:-/usr/local/bin:/usr/bin:/bin:/opt/flopwatch/bin}"
-
-write() {
-	# The last rows of a job arrive some ten seconds after its end.
-	sleep "${FLOPWATCH_RECEIPT_DELAY:-30}"
-	line=$(timeout 60 flopwatch job "$SLURM_JOB_ID" --receipt 2>/dev/null) || return 0
-	test -n "$line" || return 0
-	# A job that has ended is changed in the accounting; without one, in the controller while it remembers it.
-	timeout 30 sacctmgr -i modify job where "jobid=$SLURM_JOB_ID" set "AdminComment=$line" ||
-		timeout 30 scontrol update "JobId=$SLURM_JOB_ID" "AdminComment=$line"
-}
-
-(write) >/dev/null 2>&1 </dev/null &
+if [ "${1:-}" != behind ]; then
+	# When a script ends slurmctld kills its process group: the work goes on in a session of its own. The answer
+	# comes when that one lets go of its output, so it has its session by then.
+	_=$(setsid --fork "$0" behind 2>/dev/null </dev/null)
+	exit 0
+fi
+exec >/dev/null 2>&1
+# The last rows of a job arrive some ten seconds after its end.
+sleep "${FLOPWATCH_RECEIPT_DELAY:-30}"
+line=$(timeout 60 flopwatch job "$SLURM_JOB_ID" --receipt) && [ -n "$line" ] || exit 0
+# Of a job that has ended the accounting (slurmdbd) alone takes a comment: scontrol refuses.
+timeout 30 sacctmgr -i modify job where "jobid=$SLURM_JOB_ID" set "AdminComment=$line" ||
+	timeout 30 logger -t flopwatch "job $SLURM_JOB_ID: $line"
 exit 0

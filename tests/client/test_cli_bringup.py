@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from fake_api import Answering, answering
 from flopwatch.bringup.measured import beside_fleet, beside_peers, judged
 from flopwatch.bringup.node import STAGES, Node, Probed, health, link
 from flopwatch.bringup.stages import RESUME_MS, Check, Kept, load, passed, save
@@ -305,23 +304,12 @@ def answers() -> Answers:
 
 @pytest.fixture
 def api(answers: Answers) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
-            body = json.dumps(answers(self.path.partition("?")[0])).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.say(200, answers(self.path.partition("?")[0]))
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(Handler) as url:
+        yield url
 
 
 @pytest.fixture

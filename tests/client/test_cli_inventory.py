@@ -5,15 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fake_api import Answering, answering
 from flopwatch.cli.app import run
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -60,26 +59,15 @@ def answer(path: str) -> Any:
     }
 
 
-class _Api(BaseHTTPRequestHandler):
+class _Api(Answering):
     def do_GET(self) -> None:
-        body = json.dumps(answer(self.path.partition("?")[0])).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        self.say(200, answer(self.path.partition("?")[0]))
 
 
 @pytest.fixture(scope="module")
 def api() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Api) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(_Api) as url:
+        yield url
 
 
 @pytest.fixture

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from fake_api import Answering, answering
 from flopwatch.cli import app, job
 
 ASKED = {
@@ -32,7 +31,7 @@ READINGS: dict[str, dict[str, Any]] = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     """Every poll finds one rank more, up to those that answer at all."""
 
     answers = 2
@@ -40,35 +39,24 @@ class Handler(BaseHTTPRequestHandler):
     polls = 0
 
     def do_POST(self) -> None:
-        length = int(self.headers["Content-Length"])
-        Handler.posted, Handler.polls = json.loads(self.rfile.read(length)), 0
+        Handler.posted, Handler.polls = self.posted_json(), 0
         if Handler.posted["job"] == "nobody":
-            self._say(404, {"detail": "job 'nobody' holds no card now"})
+            self.say(404, {"detail": "job 'nobody' holds no card now"})
         else:
-            self._say(201, ASKED)
+            self.say(201, ASKED)
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         if path.endswith(".csv"):
-            self._say(200, b"node,slot,taken_unix_ms\nn0,0,1000\n")
+            self.say(200, b"node,slot,taken_unix_ms\nn0,0,1000\n")
         elif query.startswith("node="):
-            self._say(200, {**ASKED, "readings": [READINGS[query.removeprefix("node=")]]})
+            self.say(200, {**ASKED, "readings": [READINGS[query.removeprefix("node=")]]})
         else:
             Handler.polls = min(Handler.polls + 1, Handler.answers)
             ranks: list[dict[str, str]] = [dict(rank) for rank in ASKED["ranks"]]  # type: ignore[attr-defined]
             for rank in ranks[: Handler.polls]:
                 rank["state"] = "answered"
-            self._say(200, {**ASKED, "answered": Handler.polls, "ranks": ranks})
-
-    def _say(self, code: int, body: Any) -> None:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+            self.say(200, {**ASKED, "answered": Handler.polls, "ranks": ranks})
 
 
 @pytest.fixture
@@ -76,13 +64,8 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(job, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(job, "BEGINS_SECONDS", 0.0)
     monkeypatch.setattr(Handler, "answers", 2)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(Handler) as url:
+        yield url
 
 
 def capture(*more: str) -> int:

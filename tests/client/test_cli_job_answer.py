@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 import pytest
 
+from fake_api import Answering, answering
 from flopwatch.cli import app, job_answer
 
 RECEIPT = "24 x H100, 0.3 h, MFU 31.0 %, HFU 40.5 %; machine; culprit n3 s3 (slow clock)"
@@ -24,7 +23,7 @@ FOUND = {
 }  # fmt: skip
 JOB: dict[str, Any] = {
     "name": "llama", "cluster": "atlas", "simulated": False, "status": "final", "team": "pre",
-    "user": None, "workload_class": "training", "sku": "NVIDIA H100 80GB HBM3",
+    "user": None, "attempt": 2, "attempts": 3, "workload_class": "training", "sku": "NVIDIA H100 80GB HBM3",
     "start": "2027-01-15T08:00:00Z", "end": "2027-01-15T08:20:00Z", "window_s": 1200.0,
     "cards": {"allocated": 24.0, "in_service": 24.0},
     "hfu": {"value": 0.405}, "mfu": {"value": 0.31, "lo": 0.31, "hi": 0.31},
@@ -69,7 +68,7 @@ JOB: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     """A capture is answered at the third poll; an answer about it names a culprit."""
 
     simulated: ClassVar[bool] = False
@@ -78,35 +77,25 @@ class Handler(BaseHTTPRequestHandler):
     polls = 0
 
     def do_POST(self) -> None:
-        Handler.posted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Handler.posted = self.posted_json()
         Handler.polls = 0
-        self._say(201, {"id": "c1", "slots": 24, "answered": 0})
+        self.say(201, {"id": "c1", "slots": 24, "answered": 0})
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         parameters = dict(parse_qsl(query))
         if path == "/api/v1/captures/c1":
             Handler.polls += 1
-            self._say(200, {"id": "c1", "slots": 24, "answered": 8 * Handler.polls})
+            self.say(200, {"id": "c1", "slots": 24, "answered": 8 * Handler.polls})
         elif path == "/api/v1/jobs/llama":
             Handler.asked.append(parameters)
             found = FOUND
             if parameters.get("capture") == "c1":
                 found = {**FOUND, "culprits": [CULPRIT], "from": "capture", "every_s": 1.0}
             answer = {**JOB["answer"], "stragglers": found}
-            self._say(200, {**JOB, "simulated": Handler.simulated, "answer": answer})
+            self.say(200, {**JOB, "simulated": Handler.simulated, "answer": answer})
         else:
-            self._say(404, {"detail": "job 'nobody' held no card in the last 30 days"})
-
-    def _say(self, code: int, body: Any) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+            self.say(404, {"detail": "job 'nobody' held no card in the last 30 days"})
 
 
 @pytest.fixture
@@ -115,13 +104,8 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(Handler, "simulated", False)
     monkeypatch.setattr(Handler, "asked", [])
     monkeypatch.setenv("COLUMNS", "80")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(Handler) as url:
+        yield url
 
 
 def test_the_answer_begins_with_the_verdict_and_fits_80_columns(
@@ -140,6 +124,12 @@ def test_the_answer_begins_with_the_verdict_and_fits_80_columns(
     assert places == sorted(places)
     assert all(len(line) <= 80 for line in said.splitlines())
     assert "\x1b[3" not in said  # weight alone: no colour that a background could swallow
+
+
+def test_an_attempt_is_asked_for_and_named(api: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["job", "llama", "--api", api, "--attempt", "2"]) == 0
+    assert Handler.asked == [{"attempt": "2"}]
+    assert "llama · atlas · pre · training · attempt 2 of 3" in capsys.readouterr().out
 
 
 def test_json_is_exactly_what_the_api_said(api: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +173,10 @@ def test_simulated_nodes_are_judged_by_rows(
     [
         (("nobody",), "job 'nobody' held no card in the last 30 days"),
         (("llama", "--receipt", "--json"), "--receipt: it stands alone"),
+        (
+            ("llama", "--stragglers", "--attempt", "1"),
+            "--stragglers: nodes are asked about the newest",
+        ),
         (("llama", "--windw", "1h"), "--windw; nearest known: --window"),
     ],
 )

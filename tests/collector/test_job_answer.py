@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -10,31 +9,14 @@ import pytest
 from evidence_tables import row, slot
 from flopwatch.simulate.ranks import generate
 from flopwatch_collector.jobs import answer, read
+from flopwatch_collector.jobs.lives import lives_of, to_the_second
 from flopwatch_collector.ledger.evidence import Window
-from flopwatch_collector.ledger.rollup import Rollup
-from flopwatch_collector.telemetry.schema import TABLES
 from flopwatch_collector.telemetry.store import TelemetryStore
+from stored import put, roll_up
 
 HOUR = 3_600_000
 START = 1_800_000_000_000 // HOUR * HOUR
 NODES = 6
-
-
-def put(
-    store: TelemetryStore, table: str, records: Sequence[Mapping[str, Any]], now: int, **more: Any
-) -> None:
-    names = {n for r in records for n in r if n in TABLES[table].columns}
-    columns: dict[str, Any] = {n: [r.get(n) for r in records] for n in names}
-    more |= {"cluster": "atlas", "stored_unix_ms": now, "simulated": True}
-    columns |= {n: [value] * len(records) for n, value in more.items()}
-    if table == "interval":
-        columns |= {"not_supported": [[]] * len(records), "failed": [[]] * len(records)}
-        minutes = {("atlas", r["start_unix_ms"] // 60_000 * 60_000) for r in records}
-        store.marks.mark(minutes, now)
-        store.append(table, columns)
-        store.marks.settle(minutes, now)
-        return
-    store.append(table, columns)
 
 
 def rows(length_ms: int, **more: Any) -> list[dict[str, Any]]:
@@ -53,14 +35,6 @@ def rows(length_ms: int, **more: Any) -> list[dict[str, Any]]:
                 said["achievable_flops"] = said["capacity_flops"] * (0.6 if slow else 0.78)
                 made.append(said | more)
     return made
-
-
-def roll_up(store: TelemetryStore, now: int) -> None:
-    rollup = Rollup(store)
-    for at in range(now, now + 100):  # a chunk of minutes each
-        if not rollup.run(at):
-            return
-    raise AssertionError("minutes stay due")
 
 
 DECLARED = {
@@ -96,7 +70,7 @@ def job(store: TelemetryStore) -> dict[str, Any]:
 
 
 def asked(store: TelemetryStore, now: int, capture: str | None = None) -> dict[str, Any]:
-    life = read.lives_of(store, "llama", None, now)[0]
+    life = to_the_second(store, "llama", lives_of(store, "llama", None, now)[0][-1])
     window = Window(start=life.start, end=life.end)
     return answer.job(store, "llama", life, window, now, capture=capture)
 
@@ -159,9 +133,16 @@ def test_a_capture_is_looked_at_before_rows(
         }
         for r in made.readings()
     ]  # fmt: skip
-    put(store, "capture", parts, now)
+    put(store, "capture", [*parts, parts[0] | {"slot": "of another job"}], now)
     found = asked(store, now)["answer"]["stragglers"]
     assert (found["from"], found["capture"], found["cards"]) == ("capture", "c1", 64)
+    life = lives_of(store, "llama", None, now)[0][-1]
+    # Rows arrive later than captures: the window of a job that runs ends before the newest readings.
+    early = Window(start=life.start, end=now - 80_000)
+    said = answer.job(store, "llama", life, early, now)["answer"]["stragglers"]
+    assert said["capture"] == "c1"
+    said = answer.job(store, "llama", life, early, now + 600_000)["answer"]["stragglers"]
+    assert said["capture"] is None
     first = found["culprits"][0]
     assert made.fault is not None
     assert made.fault.is_at(first["node"], first["slot"])
@@ -179,9 +160,9 @@ def test_a_capture_too_large_is_refused_with_its_size(
         "taken_unix_ms": [START, START + 1000], "names": ["sm_active_ratio"], "values": [[0.1, 0.2]],
     }  # fmt: skip
     put(store, "capture", [part], START)
-    assert not isinstance(read.capture_counters(store, "atlas", "c1"), str)
+    assert not isinstance(read.capture_counters(store, "atlas", "c1", {("n0", "s0")}), str)
     monkeypatch.setattr(read, "COUNTERS_MAX", 1)
-    said = read.capture_counters(store, "atlas", "c1")
+    said = read.capture_counters(store, "atlas", "c1", {("n0", "s0")})
     assert said == "2 readings are too many to compare; capture less at once"
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from flopwatch.simulate.ranks import KINDS, Job, generate
-from flopwatch_collector.jobs.crowd import Counters, counters_of, outlier
+from flopwatch_collector.jobs.alignment import aligned
+from flopwatch_collector.jobs.crowd import Counters, outlier
 from flopwatch_collector.jobs.lag import Floats, curve_of, fit
 from flopwatch_collector.jobs.stragglers import Stragglers, find
 
@@ -81,11 +82,37 @@ def test_a_thermal_throttle_stands_beside_a_slow_clock() -> None:
     assert 1 <= len(told) < len(said)  # the generator tells it of some of them only
 
 
-def test_readings_of_the_api_say_the_same_as_arrays() -> None:
-    job = generate(7_001, "slow_clock", 0.3, nodes=8)
-    from_api, from_arrays = find(counters_of(job.readings())), find(counters(job))
-    assert from_api.culprits == from_arrays.culprits
-    assert from_api.step_s == pytest.approx(from_arrays.step_s)
+def test_cards_are_compared_at_one_moment_whatever_their_readings_begin_with() -> None:
+    job = counters(generate(7_001, "late_rank", 0.3, nodes=8))
+    one = np.arange(len(job.nodes)) % 8 == 3  # of each node: the window began behind its reading
+
+    def cut(values: Floats) -> Floats:
+        moved = np.concatenate([values[:, 1:], np.full((len(values), 1), np.nan)], axis=1)
+        return np.where(one[:, None], moved, values)
+
+    shifted = replace(
+        job, taken_s=cut(job.taken_s), fields={n: cut(v) for n, v in job.fields.items()}
+    )
+    whole, same = aligned(job).fields, aligned(shifted).fields
+    for name, values in whole.items():
+        np.testing.assert_array_equal(same[name][~one], values[~one])
+        np.testing.assert_array_equal(same[name][one, 1:], values[one, 1:])
+    said, found = find(job), find(shifted)
+    assert [(c.kind, c.node, c.slot) for c in found.culprits] == [
+        (c.kind, c.node, c.slot) for c in said.culprits
+    ]
+
+
+def test_moments_at_which_few_cards_have_counters_are_left_out() -> None:
+    job = counters(generate(7_001, None, nodes=8))
+    seldom = np.arange(job.taken_s.shape[1]) % 2 == 0
+    one = np.arange(len(job.nodes)) % 8 == 0  # a card of each node, whose counters come between
+    holes = seldom[None, :] == one[:, None]
+    fields = {n: np.where(holes, np.nan, v) for n, v in job.fields.items()}
+    found = aligned(replace(job, fields=fields))
+    assert found.taken_s.shape[1] == pytest.approx(seldom.sum(), abs=1)
+    assert np.isnan(found.fields["sm_active_ratio"][one]).all()
+    assert find(replace(job, fields=fields)).culprits == ()
 
 
 def test_the_step_is_seen_in_the_counters() -> None:
@@ -138,7 +165,7 @@ def test_what_is_too_little_is_not_judged() -> None:
     assert said[1].startswith("8 working cards on 1 nodes")
     blind = replace(job, fields={"power_watts": job.fields["power_watts"]})
     assert judged(find(blind)) == (False, "its cards have no counters of SM and tensor activity")
-    nothing = counters_of([])
+    nothing = Counters(nodes=[], slots=[], taken_s=np.empty((0, 0)), fields={})
     assert find(nothing).judged is False
 
 

@@ -31,7 +31,10 @@ from pathlib import Path
 CARDS = 8
 CGROUPS = Path("/sys/fs/cgroup")
 DEADLINE_SECONDS = 120.0
-_NEEDED = ("munged", "slurmctld", "slurmd", "slurmrestd", "sbatch", "squeue")
+_NEEDED = (
+    *("munged", "slurmctld", "slurmd", "slurmrestd", "sbatch", "squeue"),
+    *("mariadbd", "slurmdbd", "sacctmgr"),
+)
 _SLURM_CONF = """\
 ClusterName=lab
 SlurmctldHost=localhost(127.0.0.1)
@@ -207,7 +210,7 @@ class Lab:
 
     def start_slurmd(self, node: str) -> None:
         """Start a node's daemon."""
-        self.daemons[node] = self._daemon("slurmd", "-D", "-N", node)
+        self.daemons[node] = self.daemon("slurmd", "-D", "-N", node)
 
     def stop_controller(self) -> None:
         """Stop the controller, which saves what it knows: killed, it would take up an older state."""
@@ -216,7 +219,7 @@ class Lab:
 
     def start_controller(self) -> None:
         """Start the controller, with the state it saved if there is one."""
-        self.daemons["slurmctld"] = self._daemon("slurmctld", "-D")
+        self.daemons["slurmctld"] = self.daemon("slurmctld", "-D")
         self.until("the controller answers", lambda: "UP" in self._ping())
 
     @contextlib.contextmanager
@@ -226,7 +229,7 @@ class Lab:
         home.mkdir(exist_ok=True)
         shutil.chown(home, "nobody", "nogroup")
         place = home / "rest.sock"
-        process = self._daemon(
+        process = self.daemon(
             *("slurmrestd", "-s", "v0.0.38", "-a", "rest_auth/local", f"unix:{place}"),
             user="nobody",
         )
@@ -257,7 +260,7 @@ class Lab:
         key = self.home / "etc" / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
-        ports = _free_ports(len(self.nodes) + 1)
+        ports = free_ports(len(self.nodes) + 1)
         places = {name: str(self.home / name) for name in ("run", "log")}
         conf = _SLURM_CONF.format(home=self.home, port=ports[0], nodes=self.node_list, **places)
         lines = [_NODE.format(name=n, port=p) for n, p in zip(self.nodes, ports[1:], strict=True)]
@@ -277,7 +280,7 @@ class Lab:
 
     def _start(self) -> None:
         run, log = self.home / "run", self.home / "log"
-        self.daemons["munged"] = self._daemon(
+        self.daemons["munged"] = self.daemon(
             *("munged", "-F", "--num-threads=2", f"--socket={run}/munge.sock"),
             *(f"--key-file={self.home}/etc/munge.key", f"--pid-file={run}/munged.pid"),
             *(f"--log-file={log}/munged.log", f"--seed-file={run}/munged.seed"),
@@ -292,7 +295,8 @@ class Lab:
             self.start_slurmd(node)
         self.until("all nodes are idle", lambda: self._idle() == set(self.nodes))
 
-    def _daemon(self, *command: str, user: str | None = None) -> subprocess.Popen[bytes]:
+    def daemon(self, *command: str, user: str | None = None) -> subprocess.Popen[bytes]:
+        """Start a program that knows this Slurm."""
         return subprocess.Popen(
             command, env=self.environ, start_new_session=True,
             user=user, group=user and "nogroup", extra_groups=() if user else None,
@@ -323,7 +327,8 @@ def check_machine() -> None:
             raise LabError(f"no cgroup v1 controller {controller} at {CGROUPS}/{controller}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
     sockets = []
     try:
         for _ in range(count):

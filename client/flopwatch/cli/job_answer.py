@@ -35,10 +35,14 @@ def show(
     name: Annotated[str, typer.Argument(metavar="ID", help="The job, as its rows name it.")],
     window: Annotated[
         str | None,
-        typer.Option(metavar="DURATION", help="How far to look back; left out: its whole life."),
+        typer.Option(metavar="DURATION", help="How far to look back; left out: the whole attempt."),
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(metavar="NAME", help="Where several clusters have the job.")
+    ] = None,
+    attempt: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Of a job that was requeued; else the newest."),
     ] = None,
     receipt: Annotated[
         bool, typer.Option("--receipt", help="Print one line for an epilog or a comment.")
@@ -58,8 +62,13 @@ def show(
     """
     if receipt and (json or stragglers):
         raise UsageError("--receipt: it stands alone, without --json and --stragglers")
+    if stragglers and attempt is not None:
+        raise UsageError(
+            "--stragglers: nodes are asked about the newest attempt; leave out --attempt"
+        )
     collector = Api(api)
-    said = collector.subject("jobs", name, window=window, cluster=cluster)
+    number = None if attempt is None else str(attempt)
+    said = collector.subject("jobs", name, window=window, cluster=cluster, attempt=number)
     if receipt:
         typer.echo(said.data["answer"]["receipt"])
         return 0

@@ -53,6 +53,8 @@ def _head(job: Json) -> Text:
     cards = number.cards((job.get("cards") or {}).get("allocated"))
     words = [job["name"], job["cluster"]]
     words += [text for name in ("team", "user", "workload_class") if (text := job.get(name))]
+    if job.get("attempts", 1) > 1:
+        words.append(f"attempt {job['attempt']} of {job['attempts']}")
     end = table.moment(job.get("end"))
     to = f" to {end:%Y-%m-%d %H:%M:%S} UTC" if end is not None else ""
     held = f"{cards} × {job.get('sku') or 'cards'}, {_length(job['window_s'])}{to}"
@@ -130,7 +132,7 @@ def stragglers(found: Json) -> Iterable[Printed]:
     every = found.get("every_s")
     seen = f"{found['cards']} cards"
     if every:
-        seen += f", {found['from']} every {every:.0f} s"
+        seen += f", {found['from']} every {every:.2g} s"
     if found.get("step_s"):
         seen += f", steps of {number.quantity(found['step_s'])} s"
     yield Text(f"\nstragglers ({seen})", style="bold")

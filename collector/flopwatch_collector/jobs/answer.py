@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from flopwatch_collector.jobs import read
 from flopwatch_collector.jobs.bridge import Declared, bridge
 from flopwatch_collector.jobs.causes import causes
 from flopwatch_collector.jobs.crowd import THROTTLES, Counters
+from flopwatch_collector.jobs.lives import Life
 from flopwatch_collector.jobs.peers import JobFigures, peers
 from flopwatch_collector.jobs.receipt import receipt
 from flopwatch_collector.jobs.stragglers import find
@@ -28,6 +29,8 @@ from flopwatch_collector.telemetry import Reader
 from flopwatch_proto.rows import ALLOCATED_BUCKETS
 
 LISTED_MAX: Final = 500
+LIVE_MS: Final = 120_000
+"""A window that ends so little ago reaches to now."""
 FAULT_KINDS: Final = ("xid", "ecc", "link", "nvlink", "pcie", "remap", "thermal")
 _NAMES: Final = ("team", "user", "sku", "workload_class", "dtype")
 
@@ -57,7 +60,7 @@ def jobs(reader: Reader, cluster: str, window: Window, now_unix_ms: int) -> list
 def job(
     reader: Reader,
     name: str,
-    life: read.Life,
+    life: Life,
     window: Window,
     now_unix_ms: int,
     *,
@@ -67,7 +70,7 @@ def job(
     """Return `/api/v1/jobs/{id}`: the same figures as of every subject, and ``answer``.
 
     Args:
-        window: inside the job's life.
+        life: the attempt that is meant. window: inside of it.
         capture: id of the capture to look for stragglers in; None: the newest one in the window, else
             the last rows.
         reference_dtype: whose peak the waterfall is of; None: the rows' own.
@@ -84,6 +87,8 @@ def job(
         "name": name,
         "cluster": life.cluster,
         "simulated": life.simulated,
+        "attempt": life.attempt,
+        "attempts": life.attempts,
         "status": "provisional" if own.ints["provisional_ms"].any() else "final",
         "as_of": rfc3339(min(life.end, window.end)),
         "held_s": (life.end - life.start) / 1000,
@@ -119,14 +124,15 @@ def _answer(
     own: Sheet,
     cards: Sequence[Mapping[str, Any]],
     nodes: Sequence[str],
-    life: read.Life,
+    life: Life,
     window: Window,
     now_unix_ms: int,
     capture: str | None,
 ) -> dict[str, Any]:
     name = shown["name"]
     events = read.events_of(reader, life.cluster, name, nodes, window)
-    looked, rows = _looked_at(reader, shown, nodes, window, capture)
+    places = {(card["node"], card["slot"]) for card in cards}
+    looked, rows = _looked_at(reader, shown, places, window, now_unix_ms, capture)
     network = read.network_bytes_per_second(reader, life.cluster, nodes, read.last_rows(window))
     beside = peers(_own_figures(shown, own), read.jobs_of_days(reader, life.simulated, now_unix_ms))
     ceiling = _ratio(own.sum("achievable_flops"), _ceiling_capacity(own))
@@ -166,18 +172,25 @@ def _answer(
 def _looked_at(
     reader: Reader,
     shown: Mapping[str, Any],
-    nodes: Sequence[str],
+    places: Set[tuple[str, str]],
     window: Window,
+    now_unix_ms: int,
     asked: str | None,
 ) -> tuple[dict[str, Any], Counters]:
     """Return what the job's newest capture says of stragglers, else its last rows; and those rows."""
     cluster = shown["cluster"]
-    found = asked or read.newest_capture(reader, cluster, nodes, window)
+    nodes = sorted({node for node, _ in places})
+    # A live window ends where rows have arrived; what was captured since then is newer, and counts.
+    live = now_unix_ms - window.end <= LIVE_MS
+    until = Window(start=window.start, end=now_unix_ms) if live else window
+    found = asked or read.newest_capture(reader, cluster, nodes, until)
     rows = read.row_counters(reader, cluster, shown["name"], window)
-    counters = rows if found is None else read.capture_counters(reader, cluster, found)
+    counters: Counters | str = rows
+    if found is not None:
+        counters = read.capture_counters(reader, cluster, found, places)
     source = {"capture": found, "from": "rows" if found is None else "capture"}
     if isinstance(counters, str):
-        nothing = {"judged": False, "culprits": [], "reason": counters, "cards": len(nodes)}
+        nothing = {"judged": False, "culprits": [], "reason": counters, "cards": len(places)}
         return source | nothing | dict.fromkeys(("idle_cards", "step_s", "every_s")), rows
     return source | find(counters).shown(), rows
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +18,6 @@ from flopwatch_proto.rows import ALLOCATED_BUCKETS
 
 DAY_MS: Final = 86_400_000
 HOUR_MS: Final = 3_600_000
-RECENT_MS: Final = 15 * 60_000
 ROWS_SPAN_MS: Final = 15 * 60_000
 """Rows of so much time are looked at for stragglers where there is no capture: 90 of each card."""
 COUNTERS_MAX: Final = 4_000_000
@@ -29,66 +27,6 @@ JOBS_MAX: Final = 5_000
 EVENTS_MAX: Final = 200
 LINKS: Final = ("nvlink_tx", "nvlink_rx", "pcie_tx", "pcie_rx")
 _ALLOCATED: Final = ", ".join(str(int(b)) for b in ALLOCATED_BUCKETS)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Life:
-    """When and where a job held cards. Times Unix ms; a job that runs ends with its newest row."""
-
-    cluster: str
-    simulated: bool
-    start: int
-    end: int
-
-
-def lives_of(reader: Reader, job: str, cluster: str | None, now_unix_ms: int) -> list[Life]:
-    """Return the life of a job in every cluster that had it in the last 30 days."""
-    where = "job = {job:String}" + (" AND cluster = {cluster:String}" if cluster else "")
-    parameters = {
-        "job": job,
-        "cluster": cluster or "",
-        "since": now_unix_ms - DAYS * DAY_MS,
-        "recent": now_unix_ms - RECENT_MS,
-    }
-    lines = reader.query(
-        "SELECT cluster, max(simulated) AS simulated, min(start_unix_ms) AS start, "
-        f"max(start_unix_ms) + 60000 AS end FROM fleet_minute WHERE {where} "
-        "AND start_unix_ms >= {since:Int64} GROUP BY cluster",
-        parameters,
-    )
-    rows = reader.query(
-        "SELECT cluster, max(simulated) AS simulated, min(start_unix_ms) AS start, "
-        f"max(start_unix_ms + duration_ms) AS end FROM interval WHERE {where} "
-        "AND start_unix_ms >= {recent:Int64} GROUP BY cluster",
-        parameters,
-    )
-    found: dict[str, Life] = {}
-    for record in (*lines.to_pylist(), *rows.to_pylist()):
-        before = found.get(record["cluster"])
-        found[record["cluster"]] = Life(
-            cluster=record["cluster"],
-            simulated=bool(record["simulated"]),
-            start=min(record["start"], before.start if before else record["start"]),
-            end=max(record["end"], before.end if before else 0),
-        )
-    lives = [_to_the_second(reader, job, life) for life in found.values()]
-    return sorted(lives, key=lambda life: (life.simulated, life.cluster))
-
-
-def _to_the_second(reader: Reader, job: str, life: Life) -> Life:
-    """Return a life whose ends are those of rows in its first and last minute, where there are any."""
-    record = reader.query(
-        "SELECT count() AS n, min(start_unix_ms) AS start, max(start_unix_ms + duration_ms) AS end "
-        "FROM interval WHERE cluster = {cluster:String} AND job = {job:String} AND "
-        "(start_unix_ms >= {start:Int64} AND start_unix_ms < {start:Int64} + 60000 "
-        "OR start_unix_ms >= {end:Int64} - 60000 AND start_unix_ms < {end:Int64})",
-        {"cluster": life.cluster, "job": job, "start": life.start, "end": life.end},
-    ).to_pylist()[0]
-    if not record["n"]:
-        return life
-    start = record["start"] if record["start"] < life.start + 60_000 else life.start
-    end = record["end"] if record["end"] > life.end - 60_000 else life.end
-    return Life(cluster=life.cluster, simulated=life.simulated, start=start, end=end)
 
 
 # ---- its cards
@@ -225,8 +163,14 @@ def newest_capture(
     return str(found["id"][0].as_py()) if found.num_rows else None
 
 
-def capture_counters(reader: Reader, cluster: str, capture_id: str) -> Counters | str:
-    """Return the readings of a capture, or why they cannot be looked at."""
+def capture_counters(
+    reader: Reader, cluster: str, capture_id: str, places: Set[tuple[str, str]]
+) -> Counters | str:
+    """Return the readings of a capture, or why they cannot be looked at.
+
+    Args:
+        places: (node, slot) of the job's cards: a capture of an outage has all cards of its nodes.
+    """
     of = {"cluster": cluster, "id": capture_id}
     where = "FROM capture FINAL WHERE cluster = {cluster:String} AND id = {id:String}"
     held = int(reader.query(f"SELECT sum(readings) AS n {where}", of)["n"][0].as_py() or 0)
@@ -239,7 +183,8 @@ def capture_counters(reader: Reader, cluster: str, capture_id: str) -> Counters 
         "ORDER BY node, slot, part",
         of,
     )
-    return _joined(table)
+    pairs = zip(table["node"].to_pylist(), table["slot"].to_pylist(), strict=True)
+    return _joined(table.filter(pa.array([pair in places for pair in pairs], pa.bool_())))
 
 
 def _joined(table: pa.Table) -> Counters:

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from flopwatch_collector.jobs.alignment import aligned
 from flopwatch_collector.jobs.crowd import (
     LINKS,
     THROTTLES,
@@ -35,7 +36,7 @@ from flopwatch_collector.jobs.crowd import (
     median,
     outlier,
 )
-from flopwatch_collector.jobs.lag import Curve, Floats, fit
+from flopwatch_collector.jobs.lag import Curve, Fit, Floats, fit
 
 CULPRITS_MAX: Final = 5
 CLOCK_MIN: Final = 0.02
@@ -43,6 +44,9 @@ NODE_SM_MIN: Final = 0.003
 NODE_CARDS_MIN: Final = 0.75
 """Of a node whose data stalls, so many cards are idler than the median node."""
 COARSE_CONFIDENCE_MAX: Final = 0.7
+ENERGY_MIN: Final = 0.003
+"""Differences of so little are what counters are good to: in logarithms they would look far apart."""
+LATE_ERRORS_MIN: Final = 3.0
 LINK_CONTRAST_MIN: Final = 0.05
 """A link whose curve varies less carries nothing of the job's rhythm."""
 
@@ -124,7 +128,7 @@ class Stragglers:
 
 def find(counters: Counters) -> Stragglers:
     """Return the culprits of a job."""
-    crowd = crowd_of(counters)
+    crowd = crowd_of(aligned(counters))
     if isinstance(crowd, str):
         return Stragglers(
             culprits=(), judged=False, cards=len(counters.nodes), idle_cards=0,
@@ -235,7 +239,7 @@ def _stalled_nodes(crowd: Crowd) -> Iterator[Straggler]:
     if crowd.curve is not None:
         curve = crowd.curve
         beside = fit(curve.own - curve.others, curve.others, curve.slope)
-        tests.append(outlier(np.log(beside.energy + 1e-9), nodes, 0.1))
+        tests.append(outlier(np.log(beside.energy + ENERGY_MIN), nodes, 0.1))
         tests.append(outlier(beside.sure_lag_s, nodes, median(beside.error_s)))
     for found in tests:
         if found is None or not _stands_out(found, NODE):
@@ -257,19 +261,24 @@ def _stalled_nodes(crowd: Crowd) -> Iterator[Straggler]:
 def _late_cards(crowd: Crowd, curve: Curve) -> Iterator[Straggler]:
     beside = crowd.beside_mates("tensor_active_ratio", curve)
     lag = outlier(crowd.levelled(beside.sure_lag_s), crowd.node, median(beside.error_s))
-    energy = outlier(crowd.levelled(np.log(beside.energy + 1e-9)), crowd.node, 0.08)
+    energy = outlier(crowd.levelled(np.log(beside.energy + ENERGY_MIN)), crowd.node, 0.08)
     clear = [f for f in (lag, energy) if f is not None and _stands_out(f, CARD)]
     if not clear:
         return
     found = max(clear, key=lambda f: f.spreads)
     busier = _busier(crowd, found.index)
-    late_s = float(beside.lag_s[found.index])
-    when = f", {late_s:.2g} s on average" if late_s > 0 else ""
+    when = _late_text(beside, found.index)
     if busier > 0:
         kind, text = "slow_card", f"computes longer than the other cards of its node{when}"
     else:
         kind, text = "late_rank", f"begins to compute later than the other cards of its node{when}"
     yield _straggler(crowd, kind, found, CARD, text, _busy_text(crowd, found.index))
+
+
+def _late_text(beside: Fit, card: int) -> str:
+    """Say how late; nothing where that is not certain: of a long lag the first order says little."""
+    late_s, error_s = float(beside.lag_s[card]), float(beside.error_s[card])
+    return f", {late_s:.2g} s on average" if late_s > LATE_ERRORS_MIN * error_s else ""
 
 
 def _busier(crowd: Crowd, card: int) -> float:
@@ -326,17 +335,15 @@ def _slow_links(crowd: Crowd, name: str) -> Iterator[Straggler]:
         return
     difference = (crowd.fields[name] - curve.own[crowd.node]) / level
     beside = fit(difference, curve.others[crowd.node] / level, curve.slope[crowd.node] / level)
-    found = outlier(crowd.levelled(np.log(beside.energy + 1e-9)), crowd.node, 0.08)
+    found = outlier(crowd.levelled(np.log(beside.energy + ENERGY_MIN)), crowd.node, 0.08)
     if found is None or not _stands_out(found, LINK):
         return
-    late_s = float(beside.lag_s[found.index])
     text = (
         f"{LINKS[name]} moves the same bytes later and more slowly than the other cards of its node"
+        + _late_text(beside, found.index)
     )
-    if late_s > 0:
-        text += f", {late_s:.2g} s on average"
     fields = crowd.fields[name]
     top = [float(np.nanquantile(row, 0.95)) for row in fields]
     mates = np.array(top)[crowd.node == crowd.node[found.index]]
     peak = f"highest rate {top[found.index] / 1e9:.1f} GB/s beside {median(mates) / 1e9:.1f} GB/s"
-    yield _straggler(crowd, "slow_link", found, LINK, text, peak)
+    yield _straggler(crowd, "slow_link", found, LINK, f"{text}; {peak}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from flopwatch_collector.jobs import answer, read
+from flopwatch_collector.jobs.lives import DAY_MS, Life, lives_of, to_the_second
 from flopwatch_collector.ledger.evidence import Window
 from flopwatch_collector.ledger.fleet import clusters, rfc3339
 from flopwatch_collector.ledger.window import asked_window
@@ -27,7 +29,7 @@ from flopwatch_collector.web.problems import Problem
 from flopwatch_collector.web.sources import Sources
 from flopwatch_proto.rows import INTERVAL_MS
 
-JOB_DAYS_MAX_MS: Final = 30 * read.DAY_MS
+JOB_DAYS_MAX_MS: Final = 30 * DAY_MS
 CLUSTERS_MAX: Final = 64
 
 router: Final = APIRouter(prefix="/api/v1/jobs", dependencies=[Depends(strict)], responses=PROBLEMS)
@@ -79,37 +81,45 @@ async def job(
     capture: Annotated[
         str | None, Query(description="Look for stragglers in this capture.", max_length=64)
     ] = None,
+    attempt: Annotated[
+        int | None, Query(description="Of a job that was requeued; the newest by default.", ge=1)
+    ] = None,
 ) -> Response:
     """One job: its figures, and the answer: verdict, bridge, peers, causes, stragglers, receipt.
 
-    Without a window it is of the job's whole life, 30 days at most.
+    Without a window it is of the whole attempt, 30 days at most.
     """
     sources = sources_of(request)
     whole = window is None and start is None and end is None
     used, kept_s = asked(request, window, start, end)
-    key = ("job", job, cluster, None if whole else (used.start, used.end), capture)
+    key = ("job", job, cluster, None if whole else (used.start, used.end), capture, attempt)
     found = await sources.answers.get(
         key,
-        lambda: job_answer(sources, job, cluster, None if whole else used, capture),
+        lambda: job_answer(sources, job, cluster, None if whole else used, capture, attempt),
         LIVE_KEPT_S if whole and capture is None else PAST_KEPT_S if capture else kept_s,
     )
     return answered(found)
 
 
 def job_answer(
-    sources: Sources, name: str, cluster: str | None, window: Window | None, capture: str | None
+    sources: Sources,
+    name: str,
+    cluster: str | None,
+    window: Window | None,
+    capture: str | None,
+    attempt: int | None,
 ) -> dict[str, Any]:
     """Return the answer about a job. Raises: Problem: 404, or 422 where several clusters have it."""
     now = sources.now_unix_ms()
-    lives = read.lives_of(sources.collector, name, cluster, now)
+    lives = lives_of(sources.collector, name, cluster, now)
     if not lives:
         where = f" of cluster {cluster!r}" if cluster is not None else ""
         raise Problem(404, f"job {name[:64]!r}{where} held no card in the last 30 days")
     if len(lives) > 1:
-        names = ", ".join(life.cluster for life in lives)
+        names = ", ".join(attempts[0].cluster for attempts in lives)
         text = f"cluster: several clusters have this job; add ?cluster= with one of {names}"
         raise Problem(422, text, parameter="cluster")
-    life = lives[0]
+    life = to_the_second(sources.collector, name, _meant(name, lives[0], window, attempt))
     used = _of_life(life, window, now)
     if used is None:
         text = f"job {name[:64]!r} held no card in this window; it ran {_span(life)}"
@@ -125,7 +135,22 @@ def job_answer(
     )
 
 
-def _of_life(life: read.Life, window: Window | None, now: int) -> Window | None:
+def _meant(name: str, attempts: Sequence[Life], window: Window | None, number: int | None) -> Life:
+    """Return the attempt that is asked for; else the newest one that held cards in the window."""
+    if number is not None and number > len(attempts):
+        text = f"attempt: the newest of job {name[:64]!r} is number {len(attempts)}"
+        raise Problem(404, text, parameter="attempt")
+    if number is not None:
+        return attempts[number - 1]
+    within = [
+        life
+        for life in attempts
+        if window is None or (life.start < window.end and window.start < life.end)
+    ]
+    return (within or attempts)[-1]
+
+
+def _of_life(life: Life, window: Window | None, now: int) -> Window | None:
     """Return the part of a window in which the job held cards, moved to intervals; None: none."""
     newest = asked_window(now, INTERVAL_MS).end
     start = max(life.start, life.end - JOB_DAYS_MAX_MS)
@@ -140,5 +165,5 @@ def _of_life(life: read.Life, window: Window | None, now: int) -> Window | None:
     return Window(start=start, end=end) if end > start else None
 
 
-def _span(life: read.Life) -> str:
+def _span(life: Life) -> str:
     return f"from {rfc3339(life.start)} to {rfc3339(life.end)}"
