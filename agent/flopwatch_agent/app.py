@@ -38,6 +38,7 @@ from flopwatch_agent.sources.dcgm import Dcgm
 from flopwatch_agent.sources.host import HostProbe
 from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.sources.registry import start_sources
+from flopwatch_agent.trust import TrustGauges
 from flopwatch_proto.errors import FlopwatchError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -97,6 +98,7 @@ class Agent:
                 dtype=config.dtype,
                 dcgm_hostname=config.node if config.metrics.dcgm_names else None,
             )
+            self._health.registry.register(TrustGauges(parts.trust))
             self._health.show_jobs(parts.jobs)
             self._health.show_probing(parts.probing)
             if config.metrics.listen:
@@ -130,6 +132,8 @@ class Agent:
             loops.append(group.create_task(self._interval_loop(), name="interval"))
             loops.append(group.create_task(self._allocation_loop(), name="allocation"))
             loops.append(group.create_task(self._watchdog_loop(), name="watchdog"))
+            watching = self._parts.trust.run(self._parts.streams)
+            loops.append(group.create_task(watching, name="trust"))
             if self._parts.dcgm is not None:
                 loops.append(group.create_task(self._dcgm_loop(self._parts.dcgm), name="dcgm"))
             loops.append(group.create_task(self._parts.probing.run(), name="probing"))

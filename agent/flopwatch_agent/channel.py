@@ -11,8 +11,9 @@ import contextlib
 import errno
 import ssl
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from google.protobuf.message import DecodeError, Message
 from grpclib.client import Channel as _Connection
 from grpclib.client import StreamStreamMethod, UnaryUnaryMethod
 from grpclib.config import Configuration
@@ -23,7 +24,9 @@ from h2.exceptions import H2Error
 
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
-__all__ = ["BROKEN", "Call", "Channel", "Refusal", "Status", "ask"]
+__all__ = ["BROKEN", "Call", "Channel", "Refusal", "Status", "ask", "ask_once"]
+
+Answer = TypeVar("Answer", bound=Message)
 
 WINDOW_BYTES: Final = 1024 * 1024
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -31,6 +34,10 @@ KEEPALIVE_SECONDS: Final = 20.0
 KEEPALIVE_TIMEOUT_SECONDS: Final = 10.0
 
 _STREAM: Final = "/flopwatch.v1.Ingest/Stream"
+_UNHEARD: Final = (
+    "the collector closed the connection before a word, as it does with certificates that it does not "
+    "believe: its log says why"
+)
 
 Refusal = GRPCError
 """A status other than OK: `status` and `message`."""
@@ -58,8 +65,8 @@ class Channel:
     """
 
     def __init__(self, target: str, trust: ssl.SSLContext | None = None) -> None:
-        host, _, port = target.rpartition(":")
-        self._connection = _Connection(host.strip("[]"), int(port), ssl=trust, config=CONFIGURATION)
+        self._connection = _connection(target, trust)
+        self._is_secured = trust is not None
 
     async def stream(self) -> Call:
         """Open ``Ingest.Stream``.
@@ -72,7 +79,7 @@ class Channel:
         )
         call = await method.open().__aenter__()
         await call.send_request()
-        return Call(call)
+        return Call(call, _UNHEARD if self._is_secured else "")
 
     def close(self) -> None:
         """Close the connection, and with it the call."""
@@ -80,10 +87,15 @@ class Channel:
 
 
 class Call:
-    """A stream of frames in both directions. One task may write while another reads."""
+    """A stream of frames in both directions. One task may write while another reads.
 
-    def __init__(self, call: Any) -> None:
+    Args:
+        unheard: what it means that the connection ends before a frame came; empty: nothing more.
+    """
+
+    def __init__(self, call: Any, unheard: str = "") -> None:
         self._call = call
+        self._unheard = unheard
 
     async def write(self, frame: pb.AgentFrame) -> None:
         """Send a frame; one of `BROKEN` when the connection has ended."""
@@ -100,9 +112,12 @@ class Call:
             if frame is None:
                 self._call._end_done = True  # ours need not have ended: the status is wanted
                 await self._call.recv_trailing_metadata()
-        except StreamTerminatedError:
+        except StreamTerminatedError as exc:
             self._call._maybe_raise()  # a status may have come before the connection went
+            if self._unheard:
+                raise StreamTerminatedError(self._unheard) from exc
             raise
+        self._unheard = ""
         return frame
 
     async def end(self) -> None:
@@ -139,8 +154,44 @@ async def ask(path: Path, method: str, request: bytes, *, seconds_max: float) ->
     # A unix path is no host name; kubelets refuse one.
     connection._authority = "localhost"
     try:
-        call: Any = UnaryUnaryMethod(connection, method, bytes, bytes)
-        answer: bytes = await call(request, timeout=seconds_max)
-        return answer
+        return await _asked(connection, method, request, seconds_max)
     finally:
         connection.close()
+
+
+async def ask_once(
+    target: str,
+    method: str,
+    request: Message,
+    answer: type[Answer],
+    trust: ssl.SSLContext,
+    *,
+    seconds_max: float,
+) -> Answer:
+    """Return the answer of one method of the collector, over a connection of its own.
+
+    Raises:
+        Refusal: a status other than OK; TimeoutError, or one of `BROKEN`: no answer.
+    """
+    connection = _connection(target, trust, _Bytes())
+    try:
+        content = await _asked(connection, method, request.SerializeToString(), seconds_max)
+    finally:
+        connection.close()
+    try:
+        return answer.FromString(content)
+    except DecodeError as exc:
+        raise OSError(errno.EBADMSG, f"{target} answers something else") from exc
+
+
+def _connection(
+    target: str, trust: ssl.SSLContext | None, codec: CodecBase | None = None
+) -> _Connection:
+    host, _, port = target.rpartition(":")
+    return _Connection(host.strip("[]"), int(port), ssl=trust, config=CONFIGURATION, codec=codec)
+
+
+async def _asked(connection: _Connection, method: str, request: bytes, seconds_max: float) -> bytes:
+    call: Any = UnaryUnaryMethod(connection, method, bytes, bytes)
+    answer: bytes = await call(request, timeout=seconds_max)
+    return answer

@@ -11,6 +11,9 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from flopwatch_agent.certificates import IdentityConfig
+from flopwatch_agent.collectors import addresses
+from flopwatch_agent.probing.settings import ProbingConfig
 from flopwatch_agent.spool import SpoolLimits
 from flopwatch_proto.settings import Duration, load
 
@@ -32,9 +35,11 @@ COLLECTOR_SECTIONS: Final = (
     "listen",
     "paging",
     "read",
+    "retention",
     "routes",
     "rules",
     "slurm",
+    "standby",
     "store",
     "telemetry",
     "tls",
@@ -49,7 +54,6 @@ _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})")
 WorkloadClass = Literal[
     "training", "inference", "rl_rollout", "eval", "interactive", "probe", "unknown"
 ]
-ProbeKindName = Literal["gemm", "tensor", "fma", "bandwidth", "pcie", "launch", "sdc"]
 Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4", "fp6", "fp4"]
 
 
@@ -196,49 +200,6 @@ class SpoolConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return SpoolLimits(bytes_max=self.bytes_max or None)
 
 
-class ProbingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probes that the agent starts by itself, on cards that nobody holds. Off until it is switched on.
-
-    Attributes:
-        kinds: what is measured, of the kinds that ``flopwatch probe --help`` lists.
-        every: between two probes of a kind on a card.
-        idle: how long a card is nobody's before it is probed.
-        budget_ratio: of a card's time, over 8 hours.
-        wall: longest time of one probe; it is charged in full before it starts.
-        memory_bytes_max: of the card's memory, for one probe.
-        niceness: of a probe's processes.
-        turns: hosts take turns of twice ``wall``; those whose names count up have different ones.
-        runner: ``child``: the agent starts probes itself; ``unit``: ``flopwatch-probe.path`` does, outside
-            the agent's own limits of memory and processors.
-        locks: directory of the locks; empty: ``probing`` beside the socket of the jobs.
-    """
-
-    enabled: bool = False
-    kinds: tuple[ProbeKindName, ...] = ("gemm", "sdc")
-    every: Duration = Duration(86_400)
-    idle: Duration = Duration(300)
-    budget_ratio: float = 0.001
-    wall: Duration = Duration(25)
-    memory_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 28)] = 4 << 30
-    niceness: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
-    turns: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
-    runner: Literal["child", "unit"] = "child"
-    locks: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.budget_ratio <= 0.01:
-            raise ValueError("budget_ratio: above 0 and at most 0.01")
-        budget_seconds = self.budget_ratio * 8 * 3600
-        if not 1 <= self.wall <= budget_seconds:
-            raise ValueError(
-                f"wall: between 1s and what budget_ratio leaves of 8 hours, {budget_seconds:g}s"
-            )
-        if self.idle < 60:
-            raise ValueError("idle: at least 1m")
-        if self.every < 600:
-            raise ValueError("every: at least 10m")
-
-
 class MetricsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The agent's own ``/metrics`` and ``/now``.
 
@@ -261,7 +222,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     Attributes:
         cluster: the cluster this node belongs to.
         node: its name; must be stable and unique within the cluster.
-        collector: HOST:PORT of the collector's ingest.
+        collector: HOST:PORT of the collector's ingest; with a comma and another, of its standby too.
         data: directory of the spool.
         interval: length of a row.
         dtype: reference dtype of the cluster.
@@ -277,6 +238,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     dtype: Dtype = "bf16"
     simulated: bool = False
     back_in: Duration = Duration(120)
+    identity: IdentityConfig = msgspec.field(default_factory=IdentityConfig)
     nvml: NvmlConfig = msgspec.field(default_factory=NvmlConfig)
     processor: ProcessorConfig = msgspec.field(default_factory=ProcessorConfig)
     host: HostConfig = msgspec.field(default_factory=HostConfig)
@@ -295,7 +257,8 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
                 raise ValueError(
                     f"{key} = {text!r}: 1 to 253 letters, digits, '.', '_' or '-', not first a sign"
                 )
-        _check_address("collector", self.collector, port_min=1)
+        for address in addresses(self.collector):
+            _check_address("collector", address, port_min=1)
         if self.interval.milliseconds not in (1_000, 2_000, 5_000, 10_000, 20_000, 30_000, 60_000):
             raise ValueError("interval: 1s, 2s, 5s, 10s, 20s, 30s or 60s")
         if self.back_in < 0:

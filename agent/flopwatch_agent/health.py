@@ -33,6 +33,7 @@ from flopwatch_agent.recorder import Recorder
 from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream
+from flopwatch_agent.streams import Streams
 
 DRIVER_STATES: Final = ("ok", "absent", "unresponsive", "mismatch", "lost", "released")
 _BUCKETS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -81,12 +82,14 @@ class Health:
     def watch(
         self,
         spool: Spool,
-        stream: Stream,
+        stream: Stream | Streams,
         outgoing: Outgoing | None = None,
         recorder: Recorder | None = None,
     ) -> None:
         """Show spool, stream and what found no room before them too, and the flight recorder."""
         self.registry.register(_Delivery(spool, stream, outgoing))
+        if isinstance(stream, Streams):
+            self.registry.register(stream)
         if recorder is not None:
             self.registry.register(_Recorded(recorder))
 
@@ -148,7 +151,7 @@ class Health:
 class _Delivery(Collector):
     """Spool and stream, read when scraped."""
 
-    def __init__(self, spool: Spool, stream: Stream, outgoing: Outgoing | None) -> None:
+    def __init__(self, spool: Spool, stream: Stream | Streams, outgoing: Outgoing | None) -> None:
         self._spool = spool
         self._stream = stream
         self._outgoing = outgoing

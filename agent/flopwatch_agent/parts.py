@@ -9,6 +9,7 @@ from flopwatch_agent.allocation.registry import build_access, build_allocation
 from flopwatch_agent.calibrations import Calibrations
 from flopwatch_agent.ceilings import Ceilings
 from flopwatch_agent.clock import Clock, SystemClock
+from flopwatch_agent.collectors import addresses
 from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.events.onset import Onset
 from flopwatch_agent.health import Health
@@ -21,8 +22,11 @@ from flopwatch_agent.recorder import Recorder
 from flopwatch_agent.sources.dcgm import Dcgm
 from flopwatch_agent.sources.registry import SOURCES, SourceEntry
 from flopwatch_agent.spool import Spool
+from flopwatch_agent.spool_reader import Reader
 from flopwatch_agent.stream import Stream, StreamIdentity
+from flopwatch_agent.streams import Streams
 from flopwatch_agent.suspect import Suspicion
+from flopwatch_agent.trust import Trust
 from flopwatch_agent.watchers import Watcher
 
 
@@ -31,6 +35,7 @@ class Parts:
     """What an agent is made of; tests put their own in.
 
     Attributes:
+        stream: the stream, or all as one; streams: one per collector.
         probing: probes of ours: tags readings, starts, hands on results.
         watchers: who looks at every reading beside the fold; recorder and newest do too.
         suspicion: fails values that cannot be, before anybody counts them.
@@ -42,7 +47,9 @@ class Parts:
     clock: Clock
     health: Health
     spool: Spool
-    stream: Stream
+    stream: Stream | Streams
+    streams: tuple[Stream, ...]
+    trust: Trust
     jobs: JobTable
     allocation: Allocation
     ceilings: Ceilings
@@ -63,7 +70,8 @@ def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
         UsageError: the data directory cannot be used.
     """
     clock = clock or SystemClock()
-    spool = Spool.open(config.data / "spool", config.spool.limits(), clock=clock)
+    targets = addresses(config.collector)
+    spool = Spool.open(config.data / "spool", config.spool.limits(), clock=clock, readers=targets)
     identity = StreamIdentity(
         cluster=config.cluster,
         node_id=config.node,
@@ -72,14 +80,27 @@ def build(config: AgentConfig, clock: Clock | None = None) -> Parts:
         simulated=config.simulated,
     )
     interval_ms = config.interval.milliseconds
-    stream = Stream(config.collector, identity, spool, clock=clock, interval_ms=interval_ms)
+    trust = Trust(config, clock)
+    streams = tuple(
+        Stream(
+            target,
+            identity,
+            Reader(spool, target),
+            clock=clock,
+            channel=trust.channel,
+            interval_ms=interval_ms,
+        )
+        for target in targets
+    )
     environments = Environments(config.allocation.proc, build_access(config))
     return Parts(
         config=config,
         clock=clock,
         health=Health(clock),
         spool=spool,
-        stream=stream,
+        stream=streams[0] if len(streams) == 1 else Streams(streams),
+        streams=streams,
+        trust=trust,
         jobs=JobTable(environments.labels),
         allocation=build_allocation(config, environments, clock),
         ceilings=Ceilings(config.data),

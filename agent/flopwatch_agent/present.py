@@ -11,6 +11,7 @@ from flopwatch_agent.now import CardNow, CardProcess, DeliveryNow, Holder, HostN
 from flopwatch_agent.sources.host import HostReading
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream
+from flopwatch_agent.streams import Streams
 from flopwatch_proto.rows import Absence
 
 HOLDERS_MAX: Final = 64
@@ -23,7 +24,7 @@ class Present:
 
     newest: Newest
     spool: Spool
-    stream: Stream
+    stream: Stream | Streams
     dtype: str
 
     def now(self, boottime_ns: int, wall_unix_ms: int, driver_state: str) -> Now:
@@ -42,7 +43,7 @@ class Present:
         )
 
 
-def _delivery(spool: Spool, stream: Stream) -> DeliveryNow:
+def _delivery(spool: Spool, stream: Stream | Streams) -> DeliveryNow:
     return DeliveryNow(
         collector=stream.target,
         connected=stream.counters.connected,

@@ -142,6 +142,7 @@ class Session:
 
     def _take_ack(self, ack: pb.Ack) -> None:
         self._credit_batches = ack.credit_batches
+        self._credit_bytes = ack.credit_bytes or self._credit_bytes
         self._resume_at = None
         self._pass(min(ack.through_seq, self._sent_seq), ack.stored_rows)
         if ack.retry_after_ms > 0:
@@ -200,12 +201,12 @@ class Session:
             await self._drain()
 
     async def _drain(self) -> None:
-        """The collector goes: send nothing more, take the acknowledgements that still come."""
+        """The collector goes, or we move: send nothing more, take the acknowledgements that still come."""
         clock = self._stream.clock
         deadline = clock.monotonic_seconds() + DRAIN_SECONDS
         while not self._ended and self._in_flight and clock.monotonic_seconds() < deadline:
             await self._stream.woken(deadline - clock.monotonic_seconds())
-        self.error = "drained by the collector"
+        self.error = "moved" if self._stream.moving else "drained by the collector"
 
     async def _send_batches(self, call: Call) -> None:
         """Send as much as credits and the window allow."""

@@ -16,6 +16,8 @@ Invariants
    declared as a gap when it is read; its rows follow from its neighbours.
 5. No state of the file keeps the agent from starting: see ``spool_salvage``.
 
+With two collectors each has a mark of its own: see ``spool_marks``.
+
 When the disk refuses (full, read-only, failing), batches go on into a bounded ring in memory under the
 numbers that follow, the spool is ``degraded``, and every ten seconds it tries to move the ring to the
 file in one transaction. Meanwhile ``spool.journal``, whose blocks are allocated, takes the state, so that
@@ -31,16 +33,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from flopwatch_agent import spool_marks
 from flopwatch_agent.clock import Clock, SystemClock
 from flopwatch_agent.split import split
 from flopwatch_agent.spool_home import Home, SpoolLimits
 from flopwatch_agent.spool_record import (
+    SEQ_MAX,
     Change,
     MemoryStore,
     Record,
@@ -81,13 +85,19 @@ class Spool:
     never wait.
     """
 
-    def __init__(self, store: Store, state: State, limits: SpoolLimits) -> None:
+    def __init__(
+        self, store: Store, state: State, limits: SpoolLimits, readers: Sequence[str] = ()
+    ) -> None:
         self._store = store
-        self._state = state
+        self._readers = tuple(readers)
+        self._state = spool_marks.marked_for(state, self._readers)
         self._limits = limits
-        self._sent_seq = 0
+        self._sent: dict[str, int] = {}
+        self._kept_from: dict[str, int] = {}
         self._lock = threading.RLock()
         self._thread = ThreadPoolExecutor(1, "spool-aside") if isinstance(store, Home) else None
+        if self._state is not state:
+            self._commit(self._state, delete=(0, self._state.acked_seq))
 
     @classmethod
     def open(
@@ -96,8 +106,12 @@ class Spool:
         limits: SpoolLimits | None = None,
         *,
         clock: Clock | None = None,
+        readers: Sequence[str] = (),
     ) -> Spool:
         """Return the spool in the directory, made if new; None: in memory.
+
+        Args:
+            readers: the collectors' addresses; each keeps a mark of its own where there are several.
 
         Raises:
             UsageError: the directory cannot be written, or another process uses it.
@@ -105,9 +119,9 @@ class Spool:
         limits = limits or SpoolLimits()
         if directory is None:
             memory = MemoryStore(limits.bytes_max or _MEMORY_BYTES_MAX)
-            return cls(memory, new_state(), limits)
+            return cls(memory, new_state(), limits, readers)
         home = Home(directory, limits, clock or SystemClock())
-        return cls(home, home.open(), limits)
+        return cls(home, home.open(), limits, readers)
 
     # ---- what others ask --------------------------------------------------------------------
 
@@ -156,10 +170,14 @@ class Spool:
         """Whether everything, gaps included, is acknowledged."""
         return self._state.acked_seq + 1 >= self._state.next_seq
 
+    def batches_ahead(self, acked_seq: int) -> int:
+        """Return how many batches wait beyond a mark."""
+        return min(self._store.batches, self._state.next_seq - 1 - acked_seq)
+
     @_alone
-    def oldest_unix_ms(self) -> int:
+    def oldest_unix_ms(self, reader: str = "") -> int:
         """Return the start of the oldest record that is pending; 0 without any."""
-        records = self._read(self._state.acked_seq, 1, 0)
+        records = self._read(spool_marks.mark_of(self._state, reader).acked_seq, 1, 0)
         return records[0].first_unix_ms if records else 0
 
     def take_notices(self) -> list[tuple[str, str]]:
@@ -182,7 +200,7 @@ class Spool:
     @_alone
     def append(self, payload: pb.Payload) -> int:
         """Store the payload, split where it is large; return the seq of its last batch."""
-        self._state = self._store.settle(self._state)
+        self._settle()
         for batch in split(payload, self._limits.batch_bytes_max):
             record = batch_record(batch, self._state.next_seq, self._state.produced_rows)
             self._make_room(record.size_bytes)
@@ -195,53 +213,68 @@ class Spool:
                 newest_unix_ms=record.last_unix_ms if record.rows else self._state.newest_unix_ms,
             )
             if not batch.payload:
-                state = _count_dropped(state, [record])
+                state = spool_marks.count_dropped(state, [record], 1)
                 record = gap_over([record], "too_large")
             self._commit(state, put=[record])
         return self._state.next_seq - 1
 
     @_alone
     def pending(
-        self, after_seq: int, batches_max: int, bytes_max: int, *, at_least_one: bool = False
+        self,
+        after_seq: int,
+        batches_max: int,
+        bytes_max: int,
+        *,
+        at_least_one: bool = False,
+        reader: str = "",
     ) -> list[pb.AgentFrame]:
         """Return Batch and Gap frames above ``after_seq`` in order, and hold them as sent.
 
         Args:
             bytes_max: of the frames together.
             at_least_one: return the first even if it is larger.
+            reader: for whom, where there are several; above its mark too.
         """
         if batches_max < 1:
             return []
+        after_seq = max(after_seq, spool_marks.mark_of(self._state, reader).acked_seq)
         records = self._read(after_seq, batches_max, bytes_max)
         if records and not at_least_one and records[0].size_bytes > bytes_max:
             return []
         if records:
-            self._sent_seq = max(self._sent_seq, records[-1].last_seq)
-        return [record.to_frame() for record in records]
+            self._sent[reader] = max(self._sent.get(reader, 0), records[-1].last_seq)
+        return [spool_marks.ahead_of(record, self._state, reader).to_frame() for record in records]
 
     @_alone
-    def acknowledge(self, through_seq: int) -> None:
-        """Forget every record up to and with that seq."""
+    def acknowledge(self, through_seq: int, reader: str = "") -> None:
+        """Forget every record up to and with that seq, as soon as every reader acknowledged it."""
         through_seq = min(through_seq, self._state.next_seq - 1)
-        if through_seq <= self._state.acked_seq:
+        mark = spool_marks.mark_of(self._state, reader)
+        if through_seq <= mark.acked_seq:
             return
         last = self._store.ending_at(through_seq)
-        rows = self._state.acked_rows if last is None else last.rows_before + last.rows
-        state = replace(self._state, acked_seq=through_seq, acked_rows=rows)
-        self._commit(state, delete=(0, through_seq))
-        self._state = self._store.settle(self._state)
+        rows = mark.acked_rows if last is None else last.rows_before + last.rows
+        state = spool_marks.passed(self._state, reader, through_seq, rows)
+        if state.acked_seq > self._state.acked_seq:
+            self._commit(state, delete=(0, state.acked_seq))
+        else:
+            # It frees nothing: on disk with the next commit. Lost before that, it is sent twice.
+            self._state = state
+        self._settle()
 
     @_alone
-    def drop_older_than(self, oldest_start_unix_ms: int) -> None:
-        """Declare batches that end before that time a gap: the collector keeps no such rows."""
-        self._drop_head(
-            lambda r: r.rows > 0 and r.last_unix_ms <= oldest_start_unix_ms, "too_old", 0
-        )
+    def drop_older_than(self, oldest_start_unix_ms: int, reader: str = "") -> None:
+        """Declare batches that end before that time a gap, where no collector keeps such rows."""
+        self._kept_from[reader] = oldest_start_unix_ms
+        kept_from = min(self._kept_from.get(name, 0) for name in self._readers or (reader,))
+        self._drop(lambda r: r.rows > 0 and r.last_unix_ms <= kept_from, "too_old", {})
 
     def close(self) -> None:
         """Release the files, when what runs aside has ended."""
         if self._thread is not None:
             self._thread.shutdown()
+        if self._state.marks:
+            self._commit(self._state)
         self._store.close()
 
     # ---- losses -----------------------------------------------------------------------------
@@ -250,18 +283,37 @@ class Spool:
         reason = "disk_error" if self._store.degraded else "spool_full"
         expired = self._store.expired_seq()
         if expired:
-            self._drop_head(lambda r: r.last_seq <= expired, reason, self._sent_seq)
-        excess = incoming_bytes - self._store.room_bytes()
-        if excess > 0:
-            # A little more than needed, so that a full spool does not drop at every append.
-            left = excess + self._store.bytes // 64
+            self._drop(lambda r: r.last_seq <= expired, reason, self._sent)
+        room_bytes = self._store.room_bytes()
+        self._drop_bytes(incoming_bytes - room_bytes, reason, SEQ_MAX)
+        # What waits for one collector alone, which may never come back, has half of the spool.
+        lead, batches = spool_marks.lead_seq(self._state), self._store.batches
+        if lead > self._state.acked_seq and batches:
+            lag = self._store.bytes * (batches - self.batches_ahead(lead)) // batches
+            self._drop_bytes(lag - (self._store.bytes + room_bytes) // 2, reason, lead)
 
-            def still_full(record: Record) -> bool:
-                nonlocal left
-                left -= record.size_bytes
-                return left > -record.size_bytes
+    def _drop_bytes(self, excess: int, reason: str, through_seq: int) -> None:
+        if excess <= 0:
+            return
+        # A little more than needed, so that a full spool does not drop at every append.
+        left = excess + self._store.bytes // 64
 
-            self._drop_head(still_full, reason, self._sent_seq)
+        def still_full(record: Record) -> bool:
+            nonlocal left
+            if record.last_seq > through_seq:
+                return False
+            left -= record.size_bytes
+            return left > -record.size_bytes
+
+        self._drop(still_full, reason, self._sent)
+
+    def _drop(self, wanted: Callable[[Record], bool], reason: str, sent: dict[str, int]) -> None:
+        for after_seq, through_seq in spool_marks.droppable(self._state, sent):
+            self._drop_head(
+                lambda r, last=through_seq: r.last_seq <= last and wanted(r),  # type: ignore[misc]
+                reason,
+                after_seq,
+            )
 
     def _drop_head(self, wanted: Callable[[Record], bool], reason: str, after_seq: int) -> None:
         """Replace the oldest batches, as long as they are wanted, by one gap."""
@@ -285,7 +337,8 @@ class Spool:
             if not lost:
                 return
             gap = gap_over(run, reason)
-            self._commit(_count_dropped(self._state, lost), (gap.first_seq, gap.last_seq), [gap])
+            state = spool_marks.count_dropped(self._state, lost, len(lost))
+            self._commit(state, (gap.first_seq, gap.last_seq), [gap])
 
     def _read(self, after_seq: int, count: int, bytes_max: int) -> list[Record]:
         """Return records above the seq; a hole found on the way becomes a gap first."""
@@ -298,7 +351,7 @@ class Spool:
     def _fill_first_hole(self, after_seq: int, records: list[Record]) -> bool:
         previous = self._store.ending_at(after_seq)
         expected = after_seq + 1
-        rows_before = self._state.acked_rows
+        rows_before = spool_marks.rows_through(self._state, after_seq)
         if previous is not None:
             rows_before = previous.rows_before + previous.rows
         for record in records:
@@ -325,12 +378,11 @@ class Spool:
             last_unix_ms=0,
             reason="corrupt",
         )
-        state = replace(
-            self._state,
-            dropped_batches=self._state.dropped_batches + last - first + 1,
-            dropped_rows=self._state.dropped_rows + rows,
-        )
+        state = spool_marks.count_dropped(self._state, [gap], last - first + 1)
         self._commit(state, delete=(first, last), put=[gap])
+
+    def _settle(self) -> None:
+        self._state = spool_marks.marked_for(self._store.settle(self._state), self._readers)
 
     def _commit(
         self, state: State, delete: tuple[int, int] | None = None, put: list[Record] | None = None
@@ -338,12 +390,3 @@ class Spool:
         state = replace(state, generation=self._state.generation + 1)
         self._store.commit(Change(state=state, delete=delete, put=put or ()))
         self._state = state
-
-
-def _count_dropped(state: State, lost: list[Record]) -> State:
-    return replace(
-        state,
-        dropped_batches=state.dropped_batches + len(lost),
-        dropped_rows=state.dropped_rows + sum(r.rows for r in lost),
-        dropped_bytes=state.dropped_bytes + sum(r.frame_bytes for r in lost),
-    )

@@ -192,6 +192,9 @@ class DiskStore:
                     continue
             if row is None:
                 return
+            if row[0] <= seq:
+                seq += 1  # a tree that leads back: not again the way that was gone
+                continue
             seq = row[0]
             record = _sound(row)
             if record is not None:

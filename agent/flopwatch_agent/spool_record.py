@@ -109,13 +109,30 @@ def gap_over(records: Sequence[Record], reason: str) -> Record:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """How far one of several collectors is.
+
+    Attributes:
+        name: the collector's address.
+        acked_seq, acked_rows: as in State, by this collector.
+        spared_rows: rows that were dropped after it had acknowledged them.
+    """
+
+    name: str
+    acked_seq: int
+    acked_rows: int
+    spared_rows: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """What a spool knows beside its records. Counters are cumulative over the spool's life.
 
     Attributes:
-        acked_seq: every seq up to it was acknowledged.
+        acked_seq: every seq up to it was acknowledged, by all collectors.
         acked_rows: interval rows of those seqs.
         newest_unix_ms: end of the newest interval row ever appended; 0 without any.
+        marks: by collector, where there are several; see ``spool_marks``.
     """
 
     spool_id: str
@@ -130,6 +147,7 @@ class State:
     dropped_bytes: int = 0
     generation: int = 0
     newest_unix_ms: int = 0
+    marks: tuple[Mark, ...] = ()
 
     def encode(self) -> bytes:
         """Return the state as JSON after its check."""
@@ -142,8 +160,14 @@ class State:
         check, body = blob[:16], blob[16:].rstrip(b"\0")
         if hashlib.blake2b(body, digest_size=16).digest() != check:
             return None
-        fields: dict[str, Any] = msgspec.json.decode(body)
-        return State(**{name: fields[name] for name in State.__slots__ if name in fields})
+        fields = _known(State, msgspec.json.decode(body))
+        fields["marks"] = tuple(Mark(**_known(Mark, mark)) for mark in fields.get("marks", ()))
+        return State(**fields)
+
+
+def _known(type_: type[State | Mark], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return what this version has fields for."""
+    return {name: fields[name] for name in type_.__slots__ if name in fields}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,8 @@ from flopwatch_agent.channel import BROKEN, Channel, Refusal
 from flopwatch_agent.clock import Clock, SystemClock, wall_unix_ms
 from flopwatch_agent.session import PATIENCE_SECONDS, Session, Window
 from flopwatch_agent.spool import Spool
+from flopwatch_agent.spool_reader import Reader
+from flopwatch_agent.spool_record import State
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 __all__ = ["Counters", "Stream", "StreamIdentity", "Window"]
@@ -102,13 +104,14 @@ class Stream:
     Attributes:
         on_capture: takes requests for readings; None: they are ignored, and counted.
         driver_state: as last told.
+        moving: the session that stands gives way to the next one.
     """
 
     def __init__(
         self,
         target: str,
         identity: StreamIdentity,
-        spool: Spool,
+        spool: Spool | Reader,
         *,
         random: random_module.Random | None = None,
         clock: Clock | None = None,
@@ -143,6 +146,8 @@ class Stream:
         self._changed = asyncio.Event()
         self._said_goodbye = asyncio.Event()
         self._hurry = False
+        self._session_now: Session | None = None
+        self.moving = False
 
     # ---- for the agent ----------------------------------------------------------------------
 
@@ -153,6 +158,13 @@ class Stream:
     def tell(self, newest: pb.IntervalRows, driver_state: str) -> None:
         """Keep what Status says: the driver's state, and the newest rows where there is a backlog."""
         self._newest, self.driver_state = newest, driver_state
+
+    def move(self) -> None:
+        """Go on over a new channel: what is in flight is awaited, then the next session opens at once."""
+        self.moving = True
+        if self._session_now is not None:
+            self._session_now.reconnect_seconds = 0.0
+        self.wake()
 
     async def drained(self) -> None:
         """Return when everything in the spool is acknowledged; nothing is held back meanwhile."""
@@ -199,7 +211,7 @@ class Stream:
         """Wait, but not past a goodbye."""
         sleeping = asyncio.ensure_future(self.clock.sleep(seconds))
         try:
-            while self.goodbye_frame is None and not sleeping.done():
+            while self.goodbye_frame is None and not self.moving and not sleeping.done():
                 self._wake.clear()
                 waking = asyncio.ensure_future(self._wake.wait())
                 await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
@@ -211,13 +223,15 @@ class Stream:
     async def _session(self) -> float | None:
         """Hold one session; return the wait the collector asked for, or None."""
         channel = self._channel(self.target)
-        session = Session(self)
+        self.moving = False
+        session = self._session_now = Session(self)
         try:
             await session.run(channel)
         except (Refusal, *BROKEN, TimeoutError) as exc:
             session.error = session.error or _error_text(exc)
         finally:
             was, self.counters.connected = self.counters.connected, False
+            self._session_now = None
             channel.close()
         if session.said_goodbye:
             self._said_goodbye.set()
@@ -244,6 +258,7 @@ class Stream:
                 next_seq=self.spool.next_seq,
                 wall_unix_ns=self.clock.wall_unix_ns(),
                 boottime_ns=self.clock.boottime_ns(),
+                totals=_totals(self.spool.state),
             )
         )
 
@@ -265,6 +280,7 @@ class Stream:
                 rows_dropped=state.dropped_rows,
                 driver_state=self.driver_state,
                 newest=self._newest if backlog else None,
+                totals=_totals(state),
             )
         )
 
@@ -327,6 +343,17 @@ def send_offset_ms(node_id: str, spread_ms: int) -> int:
     """Return the node's own offset after an interval's boundary, 0 … spread - 1."""
     digest = hashlib.blake2b(node_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % spread_ms
+
+
+def _totals(state: State) -> pb.SpoolTotals:
+    """Return what the collector's audit holds against its tables."""
+    return pb.SpoolTotals(
+        next_seq=state.next_seq,
+        acked_seq=state.acked_seq,
+        acked_rows=state.acked_rows,
+        produced_rows=state.produced_rows,
+        dropped_rows=state.dropped_rows,
+    )
 
 
 def _error_text(exc: BaseException) -> str:

@@ -4,6 +4,9 @@ store → live → ingest                  agents are acknowledged from here on
         live → watch → outbox → page   judged every 10 s, whatever readers do
 store → rollup                         in a thread of its own
 store → read server ⇄ web              a child process: it can be killed, and is started again
+
+Where the telemetry store is a server, several collectors may share it and the control store: all take rows,
+one of them watches, pages and asks the schedulers, and one rolls up, by leases.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,22 +33,29 @@ from flopwatch_collector import inventory
 from flopwatch_collector.captures import Captures
 from flopwatch_collector.child import Child
 from flopwatch_collector.config import CollectorConfig
+from flopwatch_collector.control.leases import Alone, Lease
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.ledger.rollup import MINUTE_MS, SETTLE_MS, Rollup
 from flopwatch_collector.listen import IngestServer
 from flopwatch_collector.live import Live
 from flopwatch_collector.paging.outbox import Sender
 from flopwatch_collector.paging.settings import PagingConfig
+from flopwatch_collector.paging.turn import TRY_SECONDS_MAX, LeaseTurn
 from flopwatch_collector.paging.webhook import Webhook, secret_of
 from flopwatch_collector.roster.gather import SlurmRosters
 from flopwatch_collector.roster.kubernetes_gather import KubernetesRosters
 from flopwatch_collector.roster.meter import Meter
 from flopwatch_collector.roster.metrics import RosterMetrics
 from flopwatch_collector.rules.registry import RULES, settings_of
+from flopwatch_collector.shared import Shares
+from flopwatch_collector.standby import StandbyTurn, shown_name, turn_of
 from flopwatch_collector.telemetry.arrival import declared
 from flopwatch_collector.telemetry.dirty import dirty_minutes
 from flopwatch_collector.telemetry.remote import ReadServer
+from flopwatch_collector.telemetry.retention import Retention
+from flopwatch_collector.telemetry.snapshot import snapshot
 from flopwatch_collector.telemetry.store import TelemetryStore
+from flopwatch_collector.trust.service import Trust
 from flopwatch_collector.watch import Watch, WatchSettings
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
@@ -71,6 +82,18 @@ class Health:
     rolled_minutes: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    """What everything stands on. Attributes: shares: None for a collector that is alone."""
+
+    store: TelemetryStore
+    control: ControlStore
+    live: Live
+    shares: Shares | None
+    started_unix_ms: int
+    inventoried: frozenset[str]
+
+
 @dataclass(slots=True)
 class Collector:
     """A running collector. Use `run`; tests use the parts."""
@@ -94,8 +117,44 @@ class Collector:
                 failed.result()
 
     async def _start(self, stack: AsyncExitStack) -> asyncio.Task[None]:
+        base = await self._open(stack)
+        live, shares = base.live, base.shares
+        taking = await self._take(stack, base)
+        standby = turn_of(self.config.standby, base.control, unix_ms, base.started_unix_ms)
+        sender = self._sender(base, standby)
+        stack.push_async_callback(sender.close)
+        watch = Watch(
+            live,
+            base.control,
+            WatchSettings(rules=self.config.rules, paging=self.config.paging),
+            unix_ms,
+            base.started_unix_ms,
+            sender.wake,
+            None if shares is None else shares.catch_up,
+        )
+        web = await self._show(stack, base)
+        self.say(f"ingest {self.health.ingest_address}")
+        self.say(f"dashboard {self.health.http_url}")
+        log.info("collector_ready", ingest=self.health.ingest_address, http=self.health.http_url)
+        pager, rolls = (Alone(), Alone()) if shares is None else (shares.pager, shares.rollup)
+        rosters = RosterMetrics(self.registry)
+        return await stack.enter_async_context(
+            _together(
+                *taking,
+                pager.while_held(watch.run),
+                sender.run(),
+                rolls.while_held(partial(self._roll, base.store, rolls)),
+                web.keep(),
+                *(() if standby is None else (standby.run(),)),
+                pager.while_held(lambda _: self._schedulers(base.store, live, rosters)),
+                *(() if shares is None else shares.jobs()),
+            )
+        )
+
+    async def _open(self, stack: AsyncExitStack) -> _Base:
+        """Open both stores, and load the present from them."""
         config = self.config
-        declared = _inventory(config)
+        slots = _inventory(config)
         make_directory(config.directory)
         started = unix_ms()
         store = TelemetryStore.open(config.telemetry_dsn)
@@ -104,77 +163,88 @@ class Collector:
         stack.callback(control.close)
         mfu = next(rule for rule in RULES if rule.name == "mfu")
         live = Live(started, lambda cluster: settings_of(mfu, cluster, config.rules))
-        _declare(store, declared, started)
+        _declare(store, slots, started)
         await asyncio.to_thread(live.load, store, started)
-        captures = Captures(control, store, unix_ms)
+        shares = None if store.exclusive else Shares(store, control, live, self.registry, unix_ms)
+        if shares is not None:
+            stack.callback(shares.catch_up.close)
+        return _Base(
+            store=store,
+            control=control,
+            live=live,
+            shares=shares,
+            started_unix_ms=started,
+            inventoried=frozenset(slot.cluster for slot in slots),
+        )
+
+    async def _take(
+        self, stack: AsyncExitStack, base: _Base
+    ) -> tuple[Coroutine[Any, Any, None], ...]:
+        """Listen to agents; return what runs as long as somebody does."""
+        listen = self.config.listen
+        trust = Trust.of(self.config, base.control, self.registry, unix_ms)
+        enroll_port = await trust.start(listen.enroll)
+        stack.push_async_callback(trust.stop)
+        captures = Captures(base.control, base.store, unix_ms)
         ingest = IngestServer(
-            store,
-            live,
+            base.store,
+            base.live if base.shares is None else base.shares.overheard,
             registry=self.registry,
-            inventoried=frozenset(s.cluster for s in declared),
+            trust=trust,
+            inventoried=base.inventoried,
             captures=captures,
         )
-        port = await ingest.start(config.listen.grpc)
+        port = await ingest.start(listen.grpc)
         stack.push_async_callback(ingest.stop)
-        self.health.ingest_address = f"{config.listen.grpc.rpartition(':')[0]}:{port}"
-        sender = Sender(
-            control,
-            _channels(config),
+        self.health.ingest_address = f"{listen.grpc.rpartition(':')[0]}:{port}"
+        if enroll_port:
+            self.say(f"enroll {listen.enroll.rpartition(':')[0]}:{enroll_port}")
+        return trust.run(), captures.run()
+
+    def _sender(self, base: _Base, standby: StandbyTurn | None) -> Sender:
+        shares = base.shares
+        return Sender(
+            base.control,
+            _channels(self.config),
             clock=unix_ms,
-            fallback=config.paging.fallback,
+            fallback=self.config.paging.fallback,
             jitter=random.Random(),
+            turn=standby if shares is None else LeaseTurn(shares.pager),
+            try_seconds_max=None if shares is None else TRY_SECONDS_MAX,
         )
-        stack.push_async_callback(sender.close)
-        watch = Watch(
-            live,
-            control,
-            WatchSettings(rules=config.rules, paging=config.paging),
-            unix_ms,
-            started,
-            sender.wake,
-        )
+
+    async def _show(self, stack: AsyncExitStack, base: _Base) -> Child:
+        """Serve bounded reads, and start the process that shows them."""
         reads = ReadServer(
-            store,
-            config.directory / "read.sock",
+            base.store,
+            self.config.directory / "read.sock",
             status=self._status,
             metrics=self._metrics,
-            agents=lambda: live.agents.listed(unix_ms()),
+            agents=lambda: base.live.agents.listed(unix_ms()),
+            snapshots=lambda: snapshot(base.store, self.config.control_dsn, unix_ms()),
         )
         await reads.start()
         stack.push_async_callback(reads.close)
         web = Child("web", self._web_command, self._web_said)
         await web.start()
         stack.push_async_callback(web.stop)
-        self.say(f"ingest {self.health.ingest_address}")
-        self.say(f"dashboard {self.health.http_url}")
-        log.info("collector_ready", ingest=self.health.ingest_address, http=self.health.http_url)
-        return await stack.enter_async_context(
-            _together(
-                watch.run(),
-                sender.run(),
-                self._roll(store),
-                web.keep(),
-                captures.run(),
-                *self._schedulers(store, live),
-            )
-        )
+        return web
 
-    def _schedulers(
-        self, store: TelemetryStore, live: Live
-    ) -> tuple[Coroutine[Any, Any, None], ...]:
+    async def _schedulers(self, store: TelemetryStore, live: Live, metrics: RosterMetrics) -> None:
         """Ask the schedulers, and compare what they say with what nodes see."""
-        metrics, config = RosterMetrics(self.registry), self.config
+        config = self.config
         slurm = SlurmRosters(
             store=store, sink=live, config=config.slurm, metrics=metrics, now_unix_ms=unix_ms
         )
         kubernetes = KubernetesRosters(
             store=store, sink=live, config=config.kubernetes, metrics=metrics, now_unix_ms=unix_ms
         )
-        return slurm.run(), kubernetes.run(), Meter(live, store, unix_ms).run()
+        await asyncio.gather(slurm.run(), kubernetes.run(), Meter(live, store, unix_ms).run())
 
-    async def _roll(self, store: TelemetryStore) -> None:
+    async def _roll(self, store: TelemetryStore, lease: Lease | Alone, fence: int) -> None:
         """Keep minutes and hours in step with raw rows; a failure is counted and tried again."""
-        rollup = Rollup(store)
+        rollup = Rollup(store, fence, lambda: lease.fence == fence)
+        retention = Retention(store, self.config.retention)
         while True:
             written = 0
             try:
@@ -184,6 +254,7 @@ class Collector:
                 # A roster marks the minutes it will hold for: those ahead are not overdue.
                 self.health.dirty_minutes = sum(m + MINUTE_MS + SETTLE_MS <= now for _, m in dirty)
                 self.health.rolled_minutes += written
+                await asyncio.to_thread(retention.run, now)
             except FlopwatchError as exc:
                 self.health.rollup_failures += 1
                 log.warning("rollup_failed", reason=str(exc))
@@ -222,7 +293,8 @@ class Collector:
     def _deployment(self) -> str:
         """Return the name pages carry; the one nobody chose says nothing."""
         name = self.config.paging.deployment
-        return "" if name == PagingConfig().deployment else name
+        shown = "" if name == PagingConfig().deployment else name
+        return shown_name(shown, self.config.standby)
 
     def _web_said(self, line: str) -> None:
         self.health.http_url = msgspec.json.decode(line)["http"]

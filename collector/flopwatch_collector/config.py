@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,12 +19,14 @@ from flopwatch_collector.roster.kubernetes_settings import KubernetesConfig
 from flopwatch_collector.roster.slurm_settings import SlurmConfig
 from flopwatch_collector.rules import registry
 from flopwatch_collector.rules.settings import RulesConfig
+from flopwatch_collector.standby_settings import StandbyConfig
+from flopwatch_collector.telemetry.retention import RetentionConfig
+from flopwatch_collector.tls import LOOPBACK, TlsConfig
 from flopwatch_kernels import peaks
 from flopwatch_proto import settings
 from flopwatch_proto.errors import UsageError
 
 DEFAULT_PATH: Final = Path("/etc/flopwatch/collector.toml")
-LOOPBACK: Final = ("127.0.0.1", "localhost", "[::1]")
 
 
 class ListenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,10 +35,12 @@ class ListenConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     Attributes:
         grpc: where agents connect.
         http: dashboard, API and metrics.
+        enroll: where nodes get their first certificate by a token; empty: nowhere.
     """
 
     grpc: str = "127.0.0.1:9751"
     http: str = "127.0.0.1:9750"
+    enroll: str = ""
 
 
 class StoreConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,12 +72,15 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     data: str | None = None
     inventory: str | None = None
     listen: ListenConfig = ListenConfig()
+    tls: TlsConfig = TlsConfig()
     telemetry: StoreConfig = StoreConfig()
     control: StoreConfig = StoreConfig()
     rules: RulesConfig = RulesConfig()
     paging: PagingConfig = PagingConfig()
+    standby: StandbyConfig = StandbyConfig()
     slurm: SlurmConfig = SlurmConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
+    retention: RetentionConfig = RetentionConfig()
     clusters: dict[str, ClusterConfig] = {}
 
     @property
@@ -113,8 +121,7 @@ def load(
         flags=flags,
         foreign_sections=AGENT_SECTIONS,
     )
-    for key in ("grpc", "http"):
-        _check_address(f"listen.{key}", getattr(config.listen, key))
+    _check_listeners(config)
     if config.kubernetes.cluster and config.kubernetes.cluster == config.slurm.cluster:
         raise UsageError(
             f"kubernetes.cluster is {config.kubernetes.cluster!r}, and so is slurm.cluster; "
@@ -126,6 +133,11 @@ def load(
                 f"clusters.{name}.reference_dtype is {cluster.reference_dtype!r}; "
                 f"use one of {', '.join(peaks.DTYPES)}"
             )
+    if config.control.dsn is not None and urlsplit(config.control.dsn).password is not None:
+        raise UsageError(
+            "control.dsn carries a password, which other processes could read; keep it in a file:"
+            " postgresql+psycopg://user@host/database?passfile=/etc/flopwatch/pgpass"
+        )
     paging.validate(config.paging)
     registry.validate(config.rules)
     return config
@@ -138,6 +150,7 @@ AGENT_SECTIONS: Final = (
     "processor",
     "host",
     "dcgm",
+    "identity",
     "kernel_log",
     "jobs",
     "spool",
@@ -148,12 +161,19 @@ AGENT_SECTIONS: Final = (
 """Sections of the agent and the client, which may stand in the same environment."""
 
 
-def _check_address(key: str, address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{key} is {address!r}; write HOST:PORT, for example 127.0.0.1:9751")
-    if host not in LOOPBACK:
-        raise UsageError(
-            f"{key} is {address!r}; without authentication configured it must be on loopback: "
-            f"use 127.0.0.1:{port}"
-        )
+def _check_listeners(config: CollectorConfig) -> None:
+    """What `IngestServer` and `Trust` know of certificates they check when they start."""
+    listen = config.listen
+    for key, address in (("grpc", listen.grpc), ("http", listen.http), ("enroll", listen.enroll)):
+        host, _, port = address.rpartition(":")
+        if key == "enroll" and not address:
+            continue
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise UsageError(
+                f"listen.{key} is {address!r}; write HOST:PORT, for example 127.0.0.1:9751"
+            )
+        if key == "http" and host not in LOOPBACK:
+            raise UsageError(
+                f"listen.http is {address!r}; without authentication configured it must be on "
+                f"loopback: use 127.0.0.1:{port}"
+            )

@@ -17,6 +17,8 @@ class IngestMetrics:
         self.rejects = counter("rejects", "Frames refused for good.", "code")
         self.quarantined = counter("quarantined", "Batches set aside.")
         self.gaps = counter("gaps", "Losses that agents reported.")
+        self.superseded = counter("superseded", "Sessions ended by a newer one of the same node.")
+        self.held = counter("held", "Frames after which a node that ignored its credits was held.")
         self.commit_failures = counter("commit_failures", "Group commits that had to be repeated.")
         self.commit_seconds = Histogram(
             "flopwatch_ingest_commit_seconds",
@@ -27,4 +29,9 @@ class IngestMetrics:
         self.streams = Gauge("flopwatch_ingest_streams", "Open streams.", registry=registry)
         self.unacked_bytes = Gauge(
             "flopwatch_ingest_unacked_bytes", "Payload that waits for a commit.", registry=registry
+        )
+        self.words_lost = Gauge(
+            "flopwatch_ingest_words_lost",
+            "Events about clones and clocks, and spools' totals, that found no room since the start.",
+            registry=registry,
         )

@@ -16,6 +16,8 @@ from flopwatch_collector.captures import Captures
 from flopwatch_collector.ingest import Ingest, Sink
 from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.telemetry.store import TelemetryStore
+from flopwatch_collector.tls import check_ingest
+from flopwatch_collector.trust.service import Trust
 from flopwatch_proto.errors import UsageError
 from flopwatch_proto.v1 import telemetry_pb2_grpc
 
@@ -35,6 +37,7 @@ SERVER_OPTIONS: Final = (
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", 1024**2),
     ("grpc.max_metadata_size", 8_192),
+    ("grpc.absolute_max_metadata_size", 8_192),  # between the two it would be left to chance
     ("grpc.max_concurrent_streams", 4),
 )
 
@@ -49,6 +52,7 @@ class IngestServer:
         *,
         registry: CollectorRegistry,
         credentials: grpc.ServerCredentials | None = None,
+        trust: Trust | None = None,
         streams_max: int = 10_000,
         inventoried: Collection[str] = (),
         captures: Captures | None = None,
@@ -58,6 +62,7 @@ class IngestServer:
         self._sink = sink
         self._metrics = IngestMetrics(registry)
         self._credentials = credentials
+        self._trust = trust
         self._streams_max = streams_max
         self._inventoried = inventoried
         self._captures = captures
@@ -76,11 +81,16 @@ class IngestServer:
             maximum_concurrent_rpcs=self._streams_max * 6 // 5,
             compression=grpc.Compression.NoCompression,
         )
+        credentials = self._credentials
+        if self._trust is not None:
+            credentials = self._trust.server_credentials()
+            self._trust.serve_on(self._server)
+        check_ingest(address, credentials is not None)
         try:
-            if self._credentials is None:
+            if credentials is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, self._credentials)
+                self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError as exc:
             raise UsageError(
                 f"--grpc: cannot listen on {address}: it is in use, or no address of this host"
@@ -92,6 +102,7 @@ class IngestServer:
             metrics=self._metrics,
             inventoried=self._inventoried,
             captures=self._captures,
+            trust=self._trust,
             serving=self._serve,
             now_unix_ns=self._now_unix_ns,
         )

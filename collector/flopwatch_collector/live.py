@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -35,9 +34,12 @@ from flopwatch_collector.ledger.evidence import (
 )
 from flopwatch_collector.ledger.gather import Evidence, heard_in_rosters
 from flopwatch_collector.ledger.sheet import Sheet, joined, sheet_of_lines
+from flopwatch_collector.live_state import Known, in_service, onboarded_ratio
 from flopwatch_collector.live_tables import (
     COLUMNS,
+    Word,
     in_memory,
+    last_words,
     newest_rows,
     overlapping,
     records,
@@ -49,37 +51,13 @@ from flopwatch_collector.rules import Observation
 from flopwatch_collector.rules.settings import RuleSettings
 from flopwatch_collector.telemetry import Reader
 from flopwatch_proto.codec import Columns
-from flopwatch_proto.rows import INTERVAL_MS, SlotState
+from flopwatch_proto.rows import INTERVAL_MS
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 MFU_WINDOW_MS: Final = 120_000
 KEPT_MS: Final = MFU_WINDOW_MS + 60_000
 SPOKEN_MS: Final = 20 * 60_000
 """How far back words are looked up at start: beyond it a silence is MISSING in any case."""
-
-
-@dataclass(slots=True)
-class _Cluster:
-    """What is known now of one cluster.
-
-    Attributes:
-        goodbyes: node → when it took leave, and until when its silence is expected.
-    """
-
-    simulated: bool
-    chunks: dict[int, list[Columns | pa.Table]] = field(default_factory=dict)
-    rosters: dict[tuple[str, int], pa.Table] = field(default_factory=dict)
-    slots: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
-    heard: dict[tuple[str, str], int] = field(default_factory=dict)
-    goodbyes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    sheets: dict[int, Sheet] = field(default_factory=dict)
-    newest_row_unix_ms: int | None = None
-    seats: Seats | None = None
-    said: Rosters | None = None
-
-    def forget_sheets(self, since_unix_ms: int) -> None:
-        """Judge again, when asked, what ends after a moment."""
-        self.sheets = {t: s for t, s in self.sheets.items() if t + INTERVAL_MS <= since_unix_ms}
 
 
 class Live:
@@ -90,8 +68,9 @@ class Live:
         self._ready_unix_ms = ready_unix_ms
         self._mfu_settings = mfu_settings
         self.agents = Agents()
-        self._clusters: dict[str, _Cluster] = {}
-        self._lock = threading.Lock()
+        self._clusters: dict[str, Known] = {}
+        self._lock = threading.Lock()  # of what is known; never held while something is judged
+        self._judging = threading.Lock()  # taken first, where both are
 
     # ---- what ingest hands over
 
@@ -103,39 +82,52 @@ class Live:
     def add(
         self, cluster: str, node: str, simulated: bool, columns: Columns, stored_unix_ms: int
     ) -> None:
-        """Take interval rows of one node, just stored."""
+        """Take interval rows of one node: what it says of now, beside a backlog."""
         starts = columns["start_unix_ms"]
-        if not starts or max(starts) < stored_unix_ms - KEPT_MS:
-            self._hear(cluster, simulated, node, columns, stored_unix_ms)
+        if not starts:
+            with self._lock:
+                self.agents.heard(cluster, node, stored_unix_ms)
             return
-        columns = {
-            **columns,
-            "node": [node] * len(starts),
-            "stored_unix_ms": [stored_unix_ms] * len(starts),
-        }
-        with self._lock:
-            known = self._cluster(cluster, simulated)
-            for interval in {start // INTERVAL_MS * INTERVAL_MS for start in starts}:
-                known.sheets.pop(interval, None)
-            known.chunks.setdefault(min(starts) // INTERVAL_MS * INTERVAL_MS, []).append(columns)
-        self._hear(cluster, simulated, node, columns, stored_unix_ms)
+        count = len(starts)
+        origin: Columns = {"node": [node] * count, "stored_unix_ms": [stored_unix_ms] * count}
+        self.add_many(
+            cluster, simulated, typed({**columns, **origin}, "interval", COLUMNS), stored_unix_ms
+        )
 
-    def _hear(
-        self, cluster: str, simulated: bool, node: str, columns: Columns, now_unix_ms: int
+    def add_many(
+        self, cluster: str, simulated: bool, columns: pa.Table, stored_unix_ms: int
     ) -> None:
+        """Take interval rows of many nodes, just stored."""
+        start = columns["start_unix_ms"].to_numpy()
+        intervals = start // INTERVAL_MS * INTERVAL_MS
+        recent = np.unique(intervals[start >= stored_unix_ms - KEPT_MS]).tolist()
+        if recent:
+            kept = typed(dict(zip(columns.column_names, columns, strict=True)), "interval", COLUMNS)
+        words = last_words(columns)
         with self._lock:
             known = self._cluster(cluster, simulated)
-            self.agents.heard(cluster, node, now_unix_ms)
-            for slot, start, duration in zip(
-                columns["slot"], columns["start_unix_ms"], columns["duration_ms"], strict=True
-            ):
-                end = start + duration
-                if end > known.heard.get((node, slot), NEVER):
-                    known.heard[node, slot] = end
-                if known.newest_row_unix_ms is None or end > known.newest_row_unix_ms:
-                    known.newest_row_unix_ms = end
+            for interval in recent:
+                here = intervals == interval
+                known.sheets.pop(interval, None)
+                known.revisions[interval] = known.revisions.get(interval, 0) + 1
+                known.chunks.setdefault(interval, []).append(
+                    kept if here.all() else kept.filter(pa.array(here))
+                )
+            self._hear(known, cluster, words, stored_unix_ms)
+
+    def _hear(self, known: Known, cluster: str, words: Iterable[Word], now_unix_ms: int) -> None:
+        """Note when slots spoke, and that nodes which took leave are back."""
+        newest, heard = known.newest_row_unix_ms or NEVER, known.heard
+        backs: dict[str, int] = {}
+        for node, slot, start, end in words:
+            if end > heard.get((node, slot), NEVER):
+                heard[node, slot] = end
+            newest = max(newest, end)
+            backs[node] = max(backs.get(node, NEVER), start)
+        known.newest_row_unix_ms = newest if newest > NEVER else None
+        for node, back in backs.items():
             said, until = known.goodbyes.get(node, (NEVER, NEVER))
-            back = max(columns["start_unix_ms"], default=NEVER)
+            self.agents.heard(cluster, node, now_unix_ms)
             if back >= said > NEVER:
                 # It is back; the interval in which it came is judged with its leave.
                 known.goodbyes[node] = said, min(until, back + INTERVAL_MS)
@@ -259,31 +251,35 @@ class Live:
         Args:
             tick_unix_ms: a multiple of the interval; what is observed ends there.
         """
-        with self._lock:
-            known = self._clusters.get(cluster)
-            if known is None or not known.slots:
-                return []
-            self._forget(known, tick_unix_ms)
-            seats = self._seats(known)
-            if not _in_service(seats, tick_unix_ms - INTERVAL_MS, tick_unix_ms):
+        with self._judging:
+            with self._lock:
+                known = self._clusters.get(cluster)
+                if known is None or not known.slots:
+                    return []
+                self._forget(known, tick_unix_ms)
+                seats = self._seats(known)
+            if not in_service(seats, tick_unix_ms - INTERVAL_MS, tick_unix_ms):
                 return []
             newest = Window(start=tick_unix_ms - INTERVAL_MS, end=tick_unix_ms)
-            lines = self._judge(known, newest)
-            known.sheets[newest.start] = sheet_of_lines(lines.without_slots())
+            lines = self._sheeted(known, newest)
             recent = joined(self._recent_sheets(known, tick_unix_ms))
+            with self._lock:
+                heard, onboarded = (
+                    dict(known.heard),
+                    onboarded_ratio(known.slots.values(), tick_unix_ms),
+                )
+                goodbyes = {n for n, (_, until) in known.goodbyes.items() if until >= tick_unix_ms}
             return [
                 allocation_observation(
                     cluster,
                     known.simulated,
                     newest,
                     lines,
-                    heard=known.heard,
+                    heard=heard,
                     ready_unix_ms=self._ready_unix_ms,
-                    goodbyes={
-                        n for n, (_, until) in known.goodbyes.items() if until >= tick_unix_ms
-                    },
+                    goodbyes=goodbyes,
                     newest_row_unix_ms=known.newest_row_unix_ms,
-                    onboarded_ratio=_onboarded(known.slots.values(), tick_unix_ms),
+                    onboarded_ratio=onboarded,
                 ),
                 mfu_observation(
                     cluster,
@@ -295,71 +291,82 @@ class Live:
                 ),
             ]
 
-    def _recent_sheets(self, known: _Cluster, tick_unix_ms: int) -> list[Sheet]:
+    def _recent_sheets(self, known: Known, tick_unix_ms: int) -> list[Sheet]:
         made = []
         for start in range(tick_unix_ms - MFU_WINDOW_MS, tick_unix_ms, INTERVAL_MS):
-            if start not in known.sheets:
-                lines = self._judge(known, Window(start=start, end=start + INTERVAL_MS))
-                known.sheets[start] = sheet_of_lines(lines.without_slots())
-            made.append(known.sheets[start])
+            sheet = known.sheets.get(start)
+            if sheet is None:
+                lines = self._sheeted(known, Window(start=start, end=start + INTERVAL_MS))
+                sheet = sheet_of_lines(lines.without_slots())
+            made.append(sheet)
         return made
+
+    def _sheeted(self, known: Known, window: Window) -> Lines:
+        """Judge an interval, and keep its sheet unless more was said of it meanwhile."""
+        with self._lock:
+            standing = known.standing(window.start)
+        lines = self._evidence(known, window).judge(window, window.end)
+        sheet = sheet_of_lines(lines.without_slots())
+        with self._lock:
+            if known.standing(window.start) == standing:
+                known.sheets[window.start] = sheet
+        return lines
 
     def evidence(self, cluster: str, window: Window) -> tuple[bool, Evidence] | None:
         """Return whether a cluster is simulated, and its evidence for an interval; None without a roster."""
-        with self._lock:
+        with self._judging:
             known = self._clusters.get(cluster)
             if known is None or not known.rosters:
                 return None
             return known.simulated, self._evidence(known, window)
 
-    def _judge(self, known: _Cluster, window: Window) -> Lines:
-        return self._evidence(known, window).judge(window, window.end)
-
-    def _evidence(self, known: _Cluster, window: Window) -> Evidence:
-        seats = self._seats(known)
-        if known.said is None:
-            nothing = table_of([], "roster", ROSTER_COLUMNS)
-            known.said = rosters_of(pa.concat_tables([nothing, *known.rosters.values()]), seats)
+    def _evidence(self, known: Known, window: Window) -> Evidence:
+        with self._lock:
+            seats, rosters = self._seats(known), self._said(known)
+            parts = {
+                start: list(known.chunks[start])
+                for start in (window.start - INTERVAL_MS, window.start)
+                if start in known.chunks
+            }
         tables = [
-            overlapping(self._compact(known, start), window)
-            for start in (window.start - INTERVAL_MS, window.start)
-            if start in known.chunks
+            overlapping(self._compact(known, start, part), window) for start, part in parts.items()
         ]
         table = pa.concat_tables(tables) if tables else table_of([], "interval", COLUMNS)
-        heard = heard_in_rosters(known.said, seats, window)
+        heard = heard_in_rosters(rosters, seats, window)
         rows = [max(known.heard.get(name, NEVER), self._ready_unix_ms) for name in seats.names]
         spoken = np.minimum(np.array(rows, np.int64), window.start)
         np.maximum(heard.before, spoken, out=heard.before)
-        return Evidence(seats=seats, rows=rows_of(table, seats), rosters=known.said, heard=heard)
+        return Evidence(seats=seats, rows=rows_of(table, seats), rosters=rosters, heard=heard)
 
-    def _seats(self, known: _Cluster) -> Seats:
+    def _said(self, known: Known) -> Rosters:
+        if known.said is None:
+            nothing = table_of([], "roster", ROSTER_COLUMNS)
+            tables = [nothing, *known.rosters.values()]
+            known.said = rosters_of(pa.concat_tables(tables), self._seats(known))
+        return known.said
+
+    def _seats(self, known: Known) -> Seats:
         if known.seats is None:
             known.seats = seats_of(
                 table_of(list(known.slots.values()), "slot", SLOT_COLUMNS), "gpu"
             )
         return known.seats
 
-    def _compact(self, known: _Cluster, interval: int) -> pa.Table:
-        """Return the rows of an interval as one table; columns in Python are turned into arrays once."""
-        parts = known.chunks[interval]
-        if len(parts) == 1 and isinstance(parts[0], pa.Table):
+    def _compact(self, known: Known, interval: int, parts: Sequence[pa.Table]) -> pa.Table:
+        """Return the rows of an interval as one table, each row once, and keep it in place of its parts."""
+        if len(parts) == 1:
             return parts[0]
-        tables = [part for part in parts if isinstance(part, pa.Table)]
-        columns: Columns = {name: [] for name in COLUMNS}
-        for part in parts:
-            if not isinstance(part, pa.Table):
-                count = len(part["node"])
-                for name, column in columns.items():
-                    column.extend(part.get(name) or [None] * count)
-        table = newest_rows(pa.concat_tables([*tables, typed(columns, "interval", COLUMNS)]))
-        known.chunks[interval] = [table]
+        table = newest_rows(pa.concat_tables(parts))
+        with self._lock:
+            known.chunks[interval][: len(parts)] = [table]
         return table
 
-    def _forget(self, known: _Cluster, tick_unix_ms: int) -> None:
+    def _forget(self, known: Known, tick_unix_ms: int) -> None:
         """Drop what no tick will ask for again, so that memory is bounded by what is in service."""
         oldest = tick_unix_ms - KEPT_MS
         known.chunks = {t: c for t, c in known.chunks.items() if t >= oldest}
         known.sheets = {t: s for t, s in known.sheets.items() if t >= oldest}
+        known.revisions = {t: r for t, r in known.revisions.items() if t >= oldest}
         old = tick_unix_ms - SPOKEN_MS
         stale = [key for key in known.rosters if key[1] < old]
         for key in stale:
@@ -371,21 +378,5 @@ class Live:
             del known.slots[name]
             known.seats = known.said = None
 
-    def _cluster(self, name: str, simulated: bool) -> _Cluster:
-        return self._clusters.setdefault(name, _Cluster(simulated=simulated))
-
-
-def _in_service(seats: Seats, start: int, end: int) -> bool:
-    return bool(((seats.start < end) & (seats.end > start)).any())
-
-
-def _onboarded(slots: Iterable[Mapping[str, Any]], at_unix_ms: int) -> float:
-    """Return the share of slots in service of all that are expected, onboarding or in service."""
-    states: dict[tuple[str, str], tuple[int, int]] = {}
-    for record in slots:
-        begins, ends = record["from_unix_ms"], record["to_unix_ms"] or FOREVER
-        if begins <= at_unix_ms < ends:
-            name = record["node"], record["slot"]
-            states[name] = max(states.get(name, (NEVER, 0)), (begins, record["state"]))
-    owned = [state for _, state in states.values() if state != SlotState.RETIRED]
-    return owned.count(SlotState.IN_SERVICE) / len(owned) if owned else 1.0
+    def _cluster(self, name: str, simulated: bool) -> Known:
+        return self._clusters.setdefault(name, Known(simulated=simulated))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flopwatch_collector.ledger.evidence import ROW_COLUMNS, Window
 from flopwatch_collector.telemetry.schema import TABLES
 from flopwatch_collector.telemetry.store import ARROW_TYPES
 
 COLUMNS: Final = (*ROW_COLUMNS, "instance")
+Word = tuple[str, str, int, int]
+"""Node, slot, start and end (unix ms) of a row."""
 _KEY: Final = ("node", "slot", "start_unix_ms", "job", "instance")
 
 
@@ -36,7 +39,10 @@ def typed(columns: Mapping[str, Sequence[Any]], table: str, names: Sequence[str]
     arrays = {}
     for name, kind in types.items():
         values = columns.get(name)
-        array = pa.array([None] * count if values is None else values, ARROW_TYPES[kind])
+        if isinstance(values, pa.Array | pa.ChunkedArray):
+            array = values.cast(ARROW_TYPES[kind])
+        else:
+            array = pa.array([None] * count if values is None else values, ARROW_TYPES[kind])
         if array.null_count and not kind.startswith("Nullable"):
             array = array.fill_null("" if pa.types.is_string(array.type) else 0)
         arrays[name] = array
@@ -46,6 +52,19 @@ def typed(columns: Mapping[str, Sequence[Any]], table: str, names: Sequence[str]
 def in_memory(table: pa.Table) -> pa.Table:
     """Return rows from the store as those in memory are typed: the engine marks columns as never null."""
     return table.cast(typed({}, "interval", COLUMNS).schema)
+
+
+def last_words(table: pa.Table) -> Iterator[Word]:
+    """Yield, per slot that has rows, when its last row starts and ends."""
+    node, slot, start = (table[name] for name in ("node", "slot", "start_unix_ms"))
+    end = pc.add(start, table["duration_ms"].cast(pa.int64()))
+    names = ("node", "slot", "start", "end")
+    spoken = pa.table([node.cast(pa.string()), slot.cast(pa.string()), start, end], names)
+    last = spoken.group_by(names[:2], use_threads=False).aggregate(
+        [("start", "max"), ("end", "max")]
+    )
+    columns = (last[name].to_pylist() for name in ("node", "slot", "start_max", "end_max"))
+    yield from zip(*columns, strict=True)
 
 
 def overlapping(table: pa.Table, window: Window) -> pa.Table:
@@ -58,5 +77,9 @@ def newest_rows(table: pa.Table) -> pa.Table:
     """Return each row once: a batch that came twice is the same rows twice."""
     table = table.combine_chunks()
     keyed = table.select(_KEY).append_column("at", pa.array(np.arange(table.num_rows)))
-    last = keyed.group_by(list(_KEY)).aggregate([("at", "max")])["at_max"].combine_chunks()
+    last = (
+        keyed.group_by(list(_KEY), use_threads=False)
+        .aggregate([("at", "max")])["at_max"]
+        .combine_chunks()
+    )
     return table if len(last) == table.num_rows else table.take(last.sort())

@@ -4,6 +4,9 @@ Per cluster and tick: observations from live state → verdicts → incident sta
 states, the observations and the pages. States are read from the store on every tick, never kept: the
 store is what a restart and an acknowledgement from another process have in common.
 
+Where several collectors share their stores, one of them watches: the holder of the pager's lease. It brings
+its live state up to what the others stored before each tick (`shared.py`), and every write names its fence.
+
 A cluster that cannot be evaluated stops no other one, and its holds do not run on (``incident.advance``
 takes time without an evaluation for unknown time).
 """
@@ -19,6 +22,7 @@ import msgspec
 import structlog
 
 from flopwatch_collector import incident
+from flopwatch_collector.control.aside import Aside
 from flopwatch_collector.control.outbox import OutboxRow
 from flopwatch_collector.control.store import ControlStore, Judged
 from flopwatch_collector.incident_state import Action, IncidentState, State
@@ -88,7 +92,8 @@ class Watch:
         settings: rules and paging.
         clock: Unix ms now.
         started_unix_ms: when the collector started: nothing fires for ``settle_s`` after it.
-        on_pages: called when pages were stored, for the sender to wake.
+        on_pages: called on the event loop when pages were stored, for the sender to wake.
+        catch_up: brings live state up to a moment, before each tick; None: it is so anyway.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Watch:
         clock: Callable[[], int],
         started_unix_ms: int,
         on_pages: Callable[[], None] | None = None,
+        catch_up: Callable[[int], None] | None = None,
     ) -> None:
         self.counters = WatchCounters()
         self._live = live
@@ -107,18 +113,33 @@ class Watch:
         self._clock = clock
         self._started_unix_ms = started_unix_ms
         self._on_pages = on_pages
+        self._catch_up = catch_up
+        self._fence: int | None = None
         self._tick_unix_ms = 0
         self._resumed: set[tuple[str, str]] = set()
         self._failing: set[str] = set()
         self._pruned_unix_ms = 0
 
-    async def run(self) -> None:
-        """Tick for ever, a little after each boundary; ends when cancelled."""
-        while True:
-            now_unix_ms = self._clock()
-            self.tick(now_unix_ms)
-            due_unix_ms = self._tick_unix_ms + TICK_MS + ARRIVAL_MS
-            await asyncio.sleep(max(50, due_unix_ms - self._clock()) / 1000)
+    async def run(self, fence: int = 0) -> None:
+        """Tick for ever, a little after each boundary, in a thread; ends when cancelled.
+
+        Args:
+            fence: of the pager's lease; 0: there is none.
+        """
+        self._fence = fence or None
+        # While somebody else had the lease it moved the states on: take up what it left.
+        self._resumed.clear()
+        aside = Aside("watch")
+        try:
+            while True:
+                pages = self.counters.pages
+                await aside(self.tick, self._clock())
+                if self.counters.pages > pages and self._on_pages is not None:
+                    self._on_pages()
+                due_unix_ms = self._tick_unix_ms + TICK_MS + ARRIVAL_MS
+                await asyncio.sleep(max(50, due_unix_ms - self._clock()) / 1000)
+        finally:
+            await aside.end()
 
     def tick(self, now_unix_ms: int) -> None:
         """Evaluate the newest boundary that is due; one that was evaluated is not again."""
@@ -128,6 +149,8 @@ class Watch:
         self._tick_unix_ms = tick_unix_ms
         self.counters.ticks += 1
         try:
+            if self._catch_up is not None:
+                self._catch_up(now_unix_ms)
             stored = self._control.incidents()
             clusters = sorted({*self._live.clusters(), *(state.cluster for state in stored)})
         except Exception as exc:
@@ -169,13 +192,15 @@ class Watch:
             self._judge(rule, cluster, observed, current, now_unix_ms, outcome)
         if not (outcome.states or outcome.judged):
             return
-        self._control.save(states=outcome.states, pages=outcome.pages, observations=outcome.judged)
+        self._control.save(
+            states=outcome.states,
+            pages=outcome.pages,
+            observations=outcome.judged,
+            fence=self._fence,
+        )
         # Only what is on disk has been resumed: after a failed write the next tick does it again.
         self._resumed.update((state.rule, cluster) for state in outcome.states)
-        if outcome.pages:
-            self.counters.pages += len(outcome.pages)
-            if self._on_pages is not None:
-                self._on_pages()
+        self.counters.pages += len(outcome.pages)
 
     def _judge(
         self,

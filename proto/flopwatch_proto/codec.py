@@ -1,26 +1,36 @@
 """Interval rows and payloads, to the wire and back. Pure.
 
-The agent hands over rows (``IntervalRow``), the wire carries columns, and the collector appends columns
-to columns: nothing on the receiving side is done once per row in Python except where a row has no value
-for a quantity.
+The agent hands over rows (``IntervalRow``), the wire carries columns as bytes (`packed`), compressed with a
+dictionary that both sides have (`dictionaries/`). The collector reads many messages' bytes at once
+(`flopwatch_collector.telemetry.columns`); here they come back as the messages that the agent made.
 """
 
 from __future__ import annotations
 
 import hashlib
+import struct
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Final, cast
 
 import zstandard
 
-from flopwatch_proto import rows
+from flopwatch_proto import packed, rows
 from flopwatch_proto.errors import PermanentError
 from flopwatch_proto.rows import Absence, Bucket
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 RAW_BYTES_MAX: Final = 4 * 1024 * 1024
 """Largest payload before compression; a batch that says more is refused unread."""
+
+DICTIONARY: Final = 1
+"""The dictionary that payloads are compressed with. One that was ever shipped is kept as it was, for ever:
+spools hold payloads that need it."""
+_DICTIONARIES: Final = (DICTIONARY,)
+_ROUNDED: Final = frozenset(rows.QUANTITY_NAMES) - rows.EXACT
 
 Columns = dict[str, list[Any]]
 """Column name → one entry per row; None where there is no value."""
@@ -74,7 +84,10 @@ class Strings:
 
 
 def encode_rows(interval_rows: Sequence[IntervalRow]) -> pb.IntervalRows:
-    """Return the rows as columns; quantities that no row has are left empty."""
+    """Return the rows as columns; quantities that no row has are left empty.
+
+    What is measured is rounded here, once and for all, to 20 bits (``rows.EXACT`` lists what is not).
+    """
     message = pb.IntervalRows()
     strings = Strings()
     for row in interval_rows:
@@ -95,11 +108,23 @@ def encode_rows(interval_rows: Sequence[IntervalRow]) -> pb.IntervalRows:
         absences = bytes(int(v) if isinstance(v, Absence) else 0 for v in values)
         if all(code == Absence.MISSING for code in absences):
             continue
-        getattr(message, name).extend(0.0 if isinstance(v, Absence) else v for v in values)
+        known = [0.0 if isinstance(v, Absence) else v for v in values]
+        getattr(message, name).extend(_rounded(known) if name in _ROUNDED else known)
         if any(absences):
             message.absences.add(column=name, absences=absences)
     message.strings.extend(strings.list())
     return message
+
+
+def _rounded(values: Sequence[float]) -> Sequence[float]:
+    """Return values to 20 bits, the nearest; half-way the even one."""
+    try:
+        raw = struct.pack(f"<{len(values)}f", *values)
+    except OverflowError:  # beyond 3e38: nothing is measured there
+        return values
+    bits = struct.unpack(f"<{len(values)}I", raw)
+    kept = (b if b & 15 == 0 else (b + 7 + (b >> 4 & 1)) & ~15 for b in bits)
+    return struct.unpack(f"<{len(values)}f", struct.pack(f"<{len(values)}I", *kept))
 
 
 def decode_rows(message: pb.IntervalRows) -> Columns:
@@ -193,7 +218,7 @@ def pack(payload: pb.Payload) -> pb.Batch:
     Raises:
         PermanentError: larger than ``RAW_BYTES_MAX``; split it first.
     """
-    raw = payload.SerializeToString()
+    raw = on_wire(payload).SerializeToString()
     if len(raw) > RAW_BYTES_MAX:
         raise PermanentError(f"payload of {len(raw)} bytes; split it below {RAW_BYTES_MAX}")
     first, last = row_span(payload.intervals) or (0, 0)
@@ -203,22 +228,40 @@ def pack(payload: pb.Payload) -> pb.Batch:
         row_count=len(payload.intervals.slot),
         sha256_16=hashlib.sha256(raw).digest()[:16],
         raw_bytes=len(raw),
-        payload=zstandard.ZstdCompressor(level=3).compress(raw),
+        payload=_compressor().compress(raw),
     )
 
 
 def unpack(batch: pb.Batch) -> pb.Payload:
-    """Return the payload of a batch, checked.
+    """Return the payload of a batch, checked, with its rows as the messages that were packed.
 
     Raises:
         PermanentError: it is too large, damaged, or not a payload. The text begins with the code that a
             Reject carries: ``too_large``, ``bad_hash`` or ``bad_payload``.
     """
+    payload = opened(batch)
+    try:
+        if payload.HasField("packed_intervals"):
+            payload.intervals.CopyFrom(packed.unpack(payload.packed_intervals, pb.IntervalRows))
+        if payload.HasField("packed_hosts"):
+            payload.hosts.CopyFrom(packed.unpack(payload.packed_hosts, pb.HostRows))
+    except PermanentError as exc:
+        raise PermanentError(f"bad_payload: {exc}") from exc
+    payload.ClearField("packed_intervals")
+    payload.ClearField("packed_hosts")
+    return payload
+
+
+def opened(batch: pb.Batch) -> pb.Payload:
+    """Return the payload of a batch as it came: rows are packed, or from an older agent are not.
+
+    Raises:
+        PermanentError: as `unpack`.
+    """
     if batch.raw_bytes > RAW_BYTES_MAX:
         raise PermanentError(f"too_large: payload says {batch.raw_bytes} bytes")
     try:
-        reader = zstandard.ZstdDecompressor().stream_reader(batch.payload)
-        raw = reader.read(batch.raw_bytes + 1)
+        raw = _inflated(batch.payload, batch.raw_bytes)
     except zstandard.ZstdError as exc:
         raise PermanentError(f"bad_payload: {exc}") from exc
     if len(raw) != batch.raw_bytes:
@@ -231,3 +274,57 @@ def unpack(batch: pb.Batch) -> pb.Payload:
     except Exception as exc:  # protobuf raises DecodeError from its C layer
         raise PermanentError(f"bad_payload: {exc}") from exc
     return payload
+
+
+def on_wire(payload: pb.Payload) -> pb.Payload:
+    """Return a payload with its rows packed; rows that cannot be stay as they are."""
+    sent = pb.Payload()
+    sent.CopyFrom(payload)
+    for name in ("intervals", "hosts"):
+        message = getattr(payload, name)
+        if message.start_unix_ms:
+            try:
+                getattr(sent, f"packed_{name}").CopyFrom(packed.pack(message))
+            except PermanentError:
+                continue  # the collector says what is wrong with them
+            sent.ClearField(name)
+    return sent
+
+
+def _inflated(payload: bytes, raw_bytes: int) -> bytes:
+    """Return what was compressed, never more than was promised."""
+    frame = zstandard.get_frame_parameters(payload)
+    if frame.content_size not in (raw_bytes, zstandard.CONTENTSIZE_UNKNOWN):
+        raise PermanentError(f"bad_payload: {raw_bytes} bytes promised, {frame.content_size} said")
+    # A bound of 0 would be none.
+    return _decompressor(frame.dict_id).decompress(payload, max_output_size=raw_bytes or 1)
+
+
+# A context of zstd serves one thread at a time, and is not cheap to make.
+_contexts: Final = threading.local()
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    if not hasattr(_contexts, "compressor"):
+        dictionary = _dictionary(DICTIONARY)
+        _contexts.compressor = zstandard.ZstdCompressor(level=3, dict_data=dictionary)
+    return cast("zstandard.ZstdCompressor", _contexts.compressor)
+
+
+def _decompressor(number: int) -> zstandard.ZstdDecompressor:
+    """Return what reads payloads with that dictionary; 0 is none, as agents without one sent."""
+    if not hasattr(_contexts, "decompressors"):
+        _contexts.decompressors = {}
+    found: zstandard.ZstdDecompressor | None = _contexts.decompressors.get(number)
+    if found is None:
+        if number and number not in _DICTIONARIES:
+            raise PermanentError(f"bad_payload: a dictionary {number} is not known here")
+        dictionary = _dictionary(number) if number else None
+        found = _contexts.decompressors[number] = zstandard.ZstdDecompressor(dict_data=dictionary)
+    return found
+
+
+@cache
+def _dictionary(number: int) -> zstandard.ZstdCompressionDict:
+    path = Path(__file__).with_name("dictionaries") / f"{number}.zdict"
+    return zstandard.ZstdCompressionDict(path.read_bytes())

@@ -185,6 +185,26 @@ HOST_QUANTITIES: Final = (
     ),
 )
 
+EXACT: Final = frozenset(
+    {
+        "capacity_flops",
+        "achievable_flops",
+        "model_flops",
+        "steps_count",
+        "step_ms",
+        "tokens_count",
+        "reported_mfu_ms",
+        "reported_ms",
+        "reported_flops",
+        "ecc_corrected_count",
+        "ecc_uncorrected_count",
+        "memory_used_bytes_max",
+        "memory_total_bytes_max",
+    }
+)
+"""Quantities that are declared, looked up or counted one by one. Every other one is measured, and a row
+holds it to 20 bits: within 5e-7 of what was summed, where the counters themselves are known to 5e-3."""
+
 # Columns that are neither text nor quantity.
 PLAIN: Final = ("start_unix_ms", "duration_ms", "weight", "bucket", "rogue")
 

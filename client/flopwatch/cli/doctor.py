@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flopwatch.api import DEFAULT_URL
-from flopwatch.cli import doctor_slurm, host
+from flopwatch.cli import doctor_slurm, doctor_trust, host
 from flopwatch.cli.options import Json
 from flopwatch_agent.allocation import doctor as allocation_doctor
 from flopwatch_agent.config import load_config
@@ -86,6 +86,7 @@ def doctor(
         torch(),
         writable(directory),
         *collector(api or DEFAULT_URL, expected=api is not None),
+        *_findings(doctor_trust.certificate(os.environ)),
         *rights(os.environ),
         *_findings(doctor_slurm.slurm(os.environ)),
     ]

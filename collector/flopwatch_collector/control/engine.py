@@ -3,6 +3,10 @@
 SQLite runs in WAL mode with ``synchronous=FULL``: a commit is on disk when it returns, and several
 processes read while one writes. Writers take the write lock when they begin (``BEGIN IMMEDIATE``), so two
 of them wait for each other instead of failing half-way.
+
+PostgreSQL lets writers run side by side: what must not is put in line by a lock of its own
+(`one_at_a_time`). A server that does not answer is given up after seconds, so that whoever holds a lease
+learns in time that it cannot renew it.
 """
 
 from __future__ import annotations
@@ -25,6 +29,17 @@ BUSY_TIMEOUT_MS: Final = 15_000
 WAL_RETRY_MS: Final = 20
 WRITE_OPTION: Final = "flopwatch_write"
 MIGRATIONS: Final = "flopwatch_collector.control:migrations"
+MIGRATION_LOCK: Final = 0x666C6F70
+AUDIT_LOCK: Final = 0x666C6F71
+POSTGRESQL: Final = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 8_000,
+    "options": "-c statement_timeout=10s -c lock_timeout=8s"
+    " -c idle_in_transaction_session_timeout=10s -c synchronous_commit=on",
+}
 
 
 def open_engine(dsn: str, *, migrate: bool) -> Engine:
@@ -39,7 +54,10 @@ def open_engine(dsn: str, *, migrate: bool) -> Engine:
     """
     try:
         url = make_url(dsn)
-        engine = create_engine(url, pool_pre_ping=not url.drivername.startswith("sqlite"))
+        shared = url.get_backend_name() == "postgresql"
+        engine = create_engine(
+            url, pool_pre_ping=shared, connect_args=dict(POSTGRESQL) if shared else {}
+        )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as exc:
         raise UsageError(
             "control: the DSN is not usable; write sqlite:////path/control.db"
@@ -57,6 +75,13 @@ def open_engine(dsn: str, *, migrate: bool) -> Engine:
             f" {'written' if migrate else 'read'}: {_first_line(exc)}"
         ) from exc
     return engine
+
+
+def one_at_a_time(connection: Connection, lock: int) -> None:
+    """Wait until no other transaction has a lock, and keep it to the end of this one."""
+    # SQLite's writers do not run side by side anyway.
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
 
 
 def _first_line(exc: Exception) -> str:
@@ -108,5 +133,6 @@ def _check(engine: Engine, *, migrate: bool) -> None:
     config.set_main_option("script_location", MIGRATIONS)
     # One transaction: a second collector that starts now waits, and finds the work done.
     with engine.execution_options(**{WRITE_OPTION: True}).begin() as connection:
+        one_at_a_time(connection, MIGRATION_LOCK)
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

@@ -1,4 +1,4 @@
-"""What people and other collectors do in the control store: acknowledge, silence, plan, audit, lease."""
+"""What people do in the control store: acknowledge, silence, plan, audit."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
+from flopwatch_collector.control.engine import AUDIT_LOCK, one_at_a_time
 from flopwatch_collector.control.schema import (
     AUDIT,
     INVENTORY_SLOT,
-    LEASE,
     MAINTENANCE,
     SILENCE,
 )
@@ -151,6 +151,7 @@ def record(
         "after": after,
     }
     with store.writing() as connection:
+        one_at_a_time(connection, AUDIT_LOCK)
         entry["hash"] = _chained(_newest_hash(connection), entry)
         connection.execute(insert(AUDIT).values(**entry))
 
@@ -209,34 +210,3 @@ def inventory(store: ControlStore, cluster: str | None = None) -> list[Slot]:
 
 def _slot_columns(slot: Slot) -> dict[str, Any]:
     return asdict(slot) | {"state": slot.state.name.lower()}
-
-
-# ---- leases
-
-
-def lease(store: ControlStore, name: str, holder: str, now_unix_ms: int, ttl_ms: int) -> int | None:
-    """Take or renew a lease: its fence number, or None while somebody else holds it.
-
-    The fence grows with every change of hands: a write that names an old fence comes from a holder
-    that does not know yet that it lost the lease.
-    """
-    with store.writing() as connection:
-        found = connection.execute(select(LEASE).where(LEASE.c.name == name)).first()
-        if found is None:
-            fence = 1
-            connection.execute(
-                insert(LEASE).values(
-                    name=name, holder=holder, fence=fence, expires_unix_ms=now_unix_ms + ttl_ms
-                )
-            )
-            return fence
-        if found.holder != holder and found.expires_unix_ms > now_unix_ms:
-            return None
-        changes_hands = bool(found.holder != holder)
-        fence = int(found.fence) + int(changes_hands)
-        connection.execute(
-            update(LEASE)
-            .where(LEASE.c.name == name)
-            .values(holder=holder, fence=fence, expires_unix_ms=now_unix_ms + ttl_ms)
-        )
-        return fence

@@ -215,3 +215,44 @@ LEASE: Final = Table(
     Column("fence", BigInteger, nullable=False),
     _moment("expires_unix_ms", nullable=False),
 )
+
+# Words that let a node have its first certificate; only the hash of the secret is kept.
+TOKEN: Final = Table(
+    "token",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("secret_hash", Text, nullable=False),
+    Column("cluster", Text, nullable=False),
+    Column("nodes", Text, nullable=False),
+    Column("replaces", Boolean, nullable=False),
+    Column("uses_left", Integer, nullable=False),
+    _moment("created_unix_ms", nullable=False),
+    _moment("expires_unix_ms", nullable=False),
+    _moment("revoked_unix_ms"),
+    Column("by", Text, nullable=False),
+)
+
+# Nodes that have a certificate of ours, and the newest one.
+ENROLLED: Final = Table(
+    "enrolled",
+    METADATA,
+    Column("cluster", Text, primary_key=True),
+    Column("node", Text, primary_key=True),
+    Column("token", Text, nullable=False),
+    Column("key_hash", Text, nullable=False),
+    Column("serial", Text, nullable=False),
+    _moment("enrolled_unix_ms", nullable=False),
+    _moment("expires_unix_ms", nullable=False),
+)
+
+# Nodes that are refused: with every certificate, or with those issued before the newest enrolment.
+DENIED: Final = Table(
+    "denied",
+    METADATA,
+    Column("cluster", Text, primary_key=True),
+    Column("node", Text, primary_key=True),
+    _moment("denied_unix_ms", nullable=False),
+    _moment("issued_before_unix_ms"),
+    Column("by", Text, nullable=False),
+    Column("why", Text, nullable=False),
+)

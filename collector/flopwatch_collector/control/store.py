@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flopwatch_collector.control import outbox
 from flopwatch_collector.control.engine import WRITE_OPTION, open_engine
+from flopwatch_collector.control.leases import PAGER, check_fence
 from flopwatch_collector.control.outbox import OutboxRow
 from flopwatch_collector.control.schema import (
     CAPTURE_REQUEST,
@@ -100,14 +101,21 @@ class ControlStore:
         states: Sequence[IncidentState] = (),
         pages: Sequence[OutboxRow] = (),
         observations: Sequence[Judged] = (),
+        fence: int | None = None,
     ) -> None:
         """Write a tick's outcome in one transaction.
 
+        Args:
+            fence: of the pager's lease, under which the tick was judged; None: there is no lease.
+
         Raises:
             RetryableError: nothing was written; a state was changed by somebody else since it was
-                read (an acknowledgement, another collector), or the store does not answer.
+                read (an acknowledgement, another collector), somebody else has the lease, or the
+                store does not answer.
         """
         with self.writing() as connection:
+            if fence is not None:
+                check_fence(connection, PAGER, fence)
             for state in states:
                 self._save_state(connection, state)
                 self._save_episode(connection, state)
@@ -148,7 +156,9 @@ class ControlStore:
         columns = _state_columns(state)
         if state.version == 0:
             written = connection.execute(
-                self._insert(INCIDENT).on_conflict_do_nothing(), columns
+                self._insert(INCIDENT).on_conflict_do_nothing(),
+                columns,
+                execution_options={"preserve_rowcount": True},
             ).rowcount
         else:
             written = connection.execute(

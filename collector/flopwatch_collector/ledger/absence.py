@@ -117,10 +117,12 @@ def absences(
     by_key = np.argsort(rows.key, kind="stable")
     firsts = np.searchsorted(rows.key[by_key], np.arange(len(seats.names) + 1))
     window = int(pieces.edges[0]), int(pieces.edges[-1])
-    for seat in np.unique(rest.seat[~spoken]):
+    unspoken = np.flatnonzero(~spoken)
+    unspoken = unspoken[np.argsort(rest.seat[unspoken], kind="stable")]
+    places, begins = np.unique(rest.seat[unspoken], return_index=True)
+    for seat, silent in zip(places, np.split(unspoken, begins[1:]), strict=False):
         k = int(seats.key[seat])
         mine = by_key[firsts[k] : firsts[k + 1]]
-        silent = np.flatnonzero((rest.seat == seat) & ~spoken)
         spans = [(int(rest.start[i]), int(rest.end[i])) for i in silent]
         words = [(int(rows.start[i]), int(rows.end[i])) for i in mine]
         gaps = _subtract(spans, words)

@@ -113,6 +113,7 @@ def seats_of(table: pa.Table, device_kind: str | None = None) -> Seats:
             by_slot.setdefault((record["node"], record["slot"]), []).append(record)
     names: list[tuple[str, str]] = []
     texts: list[tuple[str, str, str]] = []
+    known: dict[tuple[str, str], float | None] = {}  # a look-up costs more than all else of a slot
     peak: list[float] = []
     key: list[int] = []
     start: list[int] = []
@@ -126,7 +127,10 @@ def seats_of(table: pa.Table, device_kind: str | None = None) -> Seats:
         names.append(name)
         newest = declared[-1]
         texts.append((newest["sku"], newest["device_kind"], newest["dtype"]))
-        flops = peaks.peak_flops(newest["sku"], newest["dtype"])
+        of = (newest["sku"], newest["dtype"])
+        if of not in known:
+            known[of] = peaks.peak_flops(*of)
+        flops = known[of]
         peak.append(np.nan if flops is None else flops)
     return Seats(
         names=names,

@@ -174,14 +174,21 @@ def _sums(seen: _Seen, window: Window) -> dict[str, Any]:
 
 
 def _newest_row(reader: Reader, name: str, window: Window) -> int | None:
-    table = reader.query(
-        "SELECT count() AS n, max(start_unix_ms + duration_ms) AS newest FROM interval "
-        "WHERE cluster = {cluster:String} AND start_unix_ms >= {start:Int64} "
-        "AND start_unix_ms < {end:Int64}",
-        {"cluster": name, "start": window.start, "end": window.end},
-    )
-    record = table.to_pylist()[0]
-    return min(int(record["newest"]), window.end) if record["n"] else None
+    """Return when the newest row of a window ends; looked for from its end, further and further back."""
+    back, high = STALE_MS, window.end
+    while high > window.start:
+        low = max(window.start, window.end - back)
+        table = reader.query(
+            "SELECT count() AS n, max(start_unix_ms + duration_ms) AS newest FROM interval "
+            "WHERE cluster = {cluster:String} AND start_unix_ms >= {low:Int64} "
+            "AND start_unix_ms < {high:Int64}",
+            {"cluster": name, "low": low, "high": high},
+        )
+        record = table.to_pylist()[0]
+        if record["n"]:
+            return min(int(record["newest"]), window.end)
+        back, high = 8 * back, low
+    return None
 
 
 def _status(sheet: Sheet, newest: int | None, window: Window) -> str:

@@ -75,11 +75,22 @@ class Evidence:
         )
 
 
-def gather(reader: Reader, cluster: str, window: Window, node: str | None = None) -> Evidence:
-    """Return the evidence for a window, of the whole cluster or of one node."""
+def gather(
+    reader: Reader,
+    cluster: str,
+    window: Window,
+    node: str | None = None,
+    seats: Seats | None = None,
+) -> Evidence:
+    """Return the evidence for a window, of the whole cluster or of one node.
+
+    Args:
+        seats: of a window that this one ends in, where they were read already.
+    """
     where = " AND node = {node:String}" if node is not None else ""
     parameters: dict[str, Any] = {"cluster": cluster, "node": node or ""}
-    seats = seats_of(_slots(reader, parameters, window, where))
+    if seats is None:
+        seats = seats_of(_slots(reader, parameters, window, where))
     rows = rows_of(_rows(reader, parameters, window, where), seats)
     rosters = rosters_of(_rosters(reader, parameters, window, node), seats)
     heard = heard_in_rosters(rosters, seats, window)

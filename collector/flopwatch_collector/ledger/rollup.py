@@ -4,11 +4,14 @@ A minute is due when it is dirty, when it ended and was never written, or when i
 that is now old enough to be judged. It is recomputed from complete raw rows only and written whole under
 a new generation. An hour is due when one of its minutes was rewritten after it.
 
-One collector runs this at a time. A run is bounded: at most ``CHUNK_MINUTES`` of one cluster.
+One collector runs this at a time: where several share a store, the holder of a lease. The lease's fence
+leads the generation, so that what a holder wrote that had lost it, and did not know, never stands; and such
+a one clears no marks. A run is bounded: at most ``CHUNK_MINUTES`` of one cluster.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,6 +26,7 @@ from flopwatch_collector.ledger.lines import LINE_INTS, LINE_MAXIMA, LINE_SUMS, 
 from flopwatch_collector.telemetry.dirty import clear, dirty_minutes
 from flopwatch_collector.telemetry.schema import DAY_MS, RAW_KEPT_DAYS, newest_lines
 from flopwatch_collector.telemetry.store import TelemetryStore
+from flopwatch_proto.errors import RetryableError
 from flopwatch_proto.rows import Bucket
 
 MINUTE_MS: Final = 60_000
@@ -30,15 +34,24 @@ HOUR_MS: Final = 3_600_000
 SETTLE_MS: Final = 15_000
 """How long after its end a minute waits for rows on their way before it is first written."""
 CHUNK_MINUTES: Final = 10
+FENCE_SHIFT: Final = 42
+"""Generations are unix ms, which need 42 bits until the year 2109."""
 Columns = dict[str, pa.Array]
 _REVISIT_MS: Final = MISSING_AFTER_MS + MINUTE_MS
 
 
 @dataclass(slots=True)
 class Rollup:
-    """Keeps minutes and hours in step with raw rows. Holds only what it may forget on a restart."""
+    """Keeps minutes and hours in step with raw rows. Holds only what it may forget on a restart.
+
+    Attributes:
+        fence: of the lease under which it runs; 0: it needs none.
+        held: whether the lease is still held.
+    """
 
     store: TelemetryStore
+    fence: int = 0
+    held: Callable[[], bool] = lambda: True
     _provisional: dict[tuple[str, int], int] = field(default_factory=dict)
     _stale_hours: set[tuple[str, int]] = field(default_factory=set)
     _loaded: bool = False
@@ -51,7 +64,8 @@ class Rollup:
         """Write what is due of every cluster, a chunk of each; return how many minutes were written."""
         if not self._loaded:
             self._load(now_unix_ms)
-        self._generation = max(now_unix_ms, self._generation + 1)
+        generation = (self.fence << FENCE_SHIFT) + now_unix_ms
+        self._generation = max(generation, self._generation + 1)
         dirty: dict[str, set[int]] = {}
         for cluster, minute in dirty_minutes(self.store):
             dirty.setdefault(cluster, set()).add(minute)
@@ -121,7 +135,8 @@ class Rollup:
         }
         cut = {m for c, m in self._cut if c == cluster}
         due = unwritten | revisit | dirty | cut
-        return {m for m in due if first <= m and m + MINUTE_MS <= settled}
+        # What is dirty has all its rows, however old it is: they stay until it is written.
+        return {m for m in due if (first <= m or m in dirty) and m + MINUTE_MS <= settled}
 
     def _seats_of(self, cluster: str) -> Seats:
         """Return the cluster's seats, made anew only when a declaration came."""
@@ -190,6 +205,8 @@ class Rollup:
                 for m, lines in made
             ]
             self._append(table, cluster, columns, now_unix_ms)
+        if not self.held():
+            raise RetryableError("the lease of the rollup is not held any more")
         clear(self.store, cluster, minutes, began)
         for minute, lines in made:
             self._provisional.pop((cluster, minute), None)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from flopwatch_collector.ledger.evidence import Window
+from flopwatch_collector.ledger.evidence import Ints, Window
 from flopwatch_collector.ledger.gather import gather
 from flopwatch_collector.ledger.lines import LINE_INTS, LINE_SUMS, LINE_TEXTS
 from flopwatch_collector.ledger.rollup import CHUNK_MINUTES, HOUR_MS, MINUTE_MS
@@ -62,8 +62,11 @@ def sheet_of_window(
     ):
         if starts:
             sheets.append(_stored(reader, cluster, table, starts, node))
-    for span in plan.raw:
-        evidence = gather(reader, cluster, span, node)
+    seats = None
+    for span in reversed(plan.raw):
+        # Spans that begin earlier have the seats of a later one: what begins after them is outside.
+        evidence = gather(reader, cluster, span, node, seats)
+        seats = evidence.seats
         sheets.append(sheet_of_lines(evidence.judge(span, now_unix_ms).without_slots()))
     return joined(sheets)
 
@@ -71,27 +74,25 @@ def sheet_of_window(
 def _plan(reader: Reader, cluster: str, window: Window) -> _Plan:
     first = -(-window.start // MINUTE_MS) * MINUTE_MS
     last = window.end // MINUTE_MS * MINUTE_MS
-    written = {
-        grain: _written(reader, cluster, grain, first - HOUR_MS, last)
-        for grain in ("fleet_minute", "fleet_hour")
-    }
-    dirty = {minute for _, minute in dirty_minutes(reader, cluster)}
-    clean = {m for m in written["fleet_minute"] if first <= m < last} - dirty
-    hours = [
-        hour
-        for hour, generation in written["fleet_hour"].items()
-        if window.start <= hour
-        and hour + HOUR_MS <= window.end
-        and window.end - window.start > 2 * HOUR_MS
-        and all(
-            m in clean and written["fleet_minute"][m] <= generation
-            for m in range(hour, hour + HOUR_MS, MINUTE_MS)
-        )
-    ]
-    in_hours = {m for hour in hours for m in range(hour, hour + HOUR_MS, MINUTE_MS)}
+    minutes, made = _written(reader, cluster, "fleet_minute", first - HOUR_MS, last)
+    dirty = np.array([minute for _, minute in dirty_minutes(reader, cluster)], np.int64)
+    standing = (minutes >= first) & ~np.isin(minutes, dirty)
+    clean, made = minutes[standing], made[standing]
+    hours = np.zeros(0, np.int64)
+    if window.end - window.start > 2 * HOUR_MS:
+        starts, generations = _written(reader, cluster, "fleet_hour", first - HOUR_MS, last)
+        inside = (starts >= window.start) & (starts + HOUR_MS <= window.end)
+        starts, generations = starts[inside], generations[inside]
+        # An hour stands for its minutes where all 60 are clean and none was written after it.
+        low = np.searchsorted(clean, starts)
+        full = np.searchsorted(clean, starts + HOUR_MS) - low == HOUR_MS // MINUTE_MS
+        low, starts, generations = low[full], starts[full], generations[full]
+        newest = made[low[:, None] + np.arange(HOUR_MS // MINUTE_MS)].max(axis=1, initial=0)
+        hours = starts[newest <= generations]
+    in_hours = np.isin(clean // HOUR_MS * HOUR_MS, hours)
     return _Plan(
-        minutes=sorted(clean - in_hours),
-        hours=sorted(hours),
+        minutes=clean[~in_hours].tolist(),
+        hours=hours.tolist(),
         raw=_rest(_in_service(reader, cluster, window), clean),
     )
 
@@ -111,31 +112,32 @@ def _in_service(reader: Reader, cluster: str, window: Window) -> Window:
     return Window(start=start, end=max(start, min(window.end, record["last"])))
 
 
-def _rest(window: Window, clean: set[int]) -> list[Window]:
+def _rest(window: Window, clean: Ints) -> list[Window]:
     """Return the spans of a window outside the clean minutes, in bounded pieces."""
     spans: list[Window] = []
-    at = window.start
-    while at < window.end:
-        end = min(at // MINUTE_MS * MINUTE_MS + MINUTE_MS, window.end)
-        if at not in clean or end - at < MINUTE_MS:
-            fits = (
-                spans and spans[-1].end == at and end - spans[-1].start <= CHUNK_MINUTES * MINUTE_MS
-            )
-            start = spans.pop().start if fits else at
-            spans.append(Window(start=start, end=end))
-        at = end
+    first = window.start // MINUTE_MS * MINUTE_MS
+    minutes = np.arange(first, window.end, MINUTE_MS, dtype=np.int64)
+    whole = (minutes >= window.start) & (minutes + MINUTE_MS <= window.end)
+    for minute in minutes[~(whole & np.isin(minutes, clean))].tolist():
+        at, end = max(minute, window.start), min(minute + MINUTE_MS, window.end)
+        fits = spans and spans[-1].end == at and end - spans[-1].start <= CHUNK_MINUTES * MINUTE_MS
+        spans.append(Window(start=spans.pop().start if fits else at, end=end))
     return spans
 
 
-def _written(reader: Reader, cluster: str, grain: str, low: int, high: int) -> dict[int, int]:
+def _written(reader: Reader, cluster: str, grain: str, low: int, high: int) -> tuple[Ints, Ints]:
+    """Return what was written, by time, and the generation of each."""
     table = reader.query(
         "SELECT start_unix_ms, max(generation) AS generation FROM written "
         "WHERE grain = {grain:String} AND cluster = {cluster:String} "
-        "AND start_unix_ms >= {low:Int64} AND start_unix_ms < {high:Int64} GROUP BY start_unix_ms",
+        "AND start_unix_ms >= {low:Int64} AND start_unix_ms < {high:Int64} "
+        "GROUP BY start_unix_ms ORDER BY start_unix_ms",
         {"grain": grain, "cluster": cluster, "low": low, "high": high},
     )
-    starts = np.asarray(table["start_unix_ms"].to_numpy(), np.int64).tolist()
-    return dict(zip(starts, table["generation"].to_pylist(), strict=True))
+    return (
+        np.asarray(table["start_unix_ms"].to_numpy(), np.int64),
+        np.asarray(table["generation"].to_numpy(), np.int64),
+    )
 
 
 def _stored(reader: Reader, cluster: str, table: str, starts: list[int], node: str | None) -> Sheet:

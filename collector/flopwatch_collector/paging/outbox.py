@@ -6,6 +6,9 @@ again with the same ``Idempotency-Key`` and dedup key, which receivers fold into
 
 A page that its receiver refuses (400), or has not taken within 2 minutes, also goes to the fallback route;
 a refused one leaves its line, so that it cannot block the resolve behind it.
+
+Whether this collector may send at all is asked before the outbox is read and again before each try
+(`paging.turn`). The store is spoken to in a thread of its own: the event loop never waits for it.
 """
 
 from __future__ import annotations
@@ -13,17 +16,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 import structlog
 
+from flopwatch_collector.control.aside import Aside
 from flopwatch_collector.control.operations import maintenances, silences
 from flopwatch_collector.control.outbox import OutboxRow, row_id
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.paging.suppression import held_because
+from flopwatch_collector.paging.turn import AlwaysTurn, Turn
 from flopwatch_collector.paging.webhook import Channel
 from flopwatch_proto.errors import PermanentError, RetryableError
 
@@ -41,7 +46,8 @@ log = structlog.get_logger()
 @dataclass(slots=True)
 class SenderCounters:
     """What happened since the start. Attributes: self_alerts: pages that needed the fallback, or had
-    none; unrouted: pages for a route that is configured no longer."""
+    none; unrouted: pages for a route that is configured no longer; waits: tries that were left to
+    another collector."""
 
     sent: int = 0
     failed: int = 0
@@ -49,6 +55,7 @@ class SenderCounters:
     held: int = 0
     self_alerts: int = 0
     unrouted: int = 0
+    waits: int = 0
     store_errors: int = 0
 
 
@@ -61,6 +68,8 @@ class Sender:
         fallback: name of the fallback route.
         clock: Unix ms now.
         jitter: where the backoff draws from.
+        turn: whether this collector may send now.
+        try_seconds_max: a try that takes longer has failed; None: the routes' own limits.
     """
 
     def __init__(
@@ -71,6 +80,8 @@ class Sender:
         clock: Callable[[], int],
         fallback: str | None = None,
         jitter: random.Random | None = None,
+        turn: Turn | None = None,
+        try_seconds_max: float | None = None,
     ) -> None:
         self.counters = SenderCounters()
         self._control = control
@@ -78,6 +89,10 @@ class Sender:
         self._fallback = fallback
         self._clock = clock
         self._jitter = jitter or random.Random()
+        self._turn = turn or AlwaysTurn()
+        self._try_seconds_max = try_seconds_max
+        self._aside = Aside("outbox")
+        self._waits_because: str | None = None
         self._busy: dict[Line, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._failing: set[Line] = set()
@@ -91,7 +106,7 @@ class Sender:
         try:
             while True:
                 self._wake.clear()
-                self.start_due()
+                await self._start_due()
                 # Not wait_for: before Python 3.12 it swallows a cancellation that comes with a wake.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
@@ -104,38 +119,55 @@ class Sender:
 
     async def once(self) -> None:
         """Send what is due now and wait for these tries."""
-        self.start_due()
+        await self._start_due()
         await asyncio.gather(*self._busy.values())
 
     async def close(self) -> None:
-        """Close every channel."""
+        """Close every channel; what the store was told is on disk afterwards."""
+        await self._aside.end()
         for channel in self._channels.values():
             await channel.close()
 
-    def start_due(self) -> None:
+    async def _start_due(self) -> None:
         """Start a try for every line that is due and not busy."""
+        if not await self._may_send():
+            return
+        # A line that is busy now may be done when the answer comes: what the answer says of it is old.
+        busy = frozenset(self._busy)
         try:
-            due = self._due()
+            due = await self._aside(self._due, self._clock(), busy)
         except RetryableError as exc:
             self.counters.store_errors += 1
             log.warning("outbox_unreadable", reason=str(exc))
             return
         for row in due:
+            if len(self._busy) >= SENDS_MAX:
+                break
             line = (row.rule, row.cluster, row.route)
-            if line in self._busy or len(self._busy) >= SENDS_MAX:
-                continue
             task = asyncio.create_task(self._try(row))
             self._busy[line] = task
             task.add_done_callback(partial(self._done, line))
+
+    async def _may_send(self) -> bool:
+        """Return whether it is this collector's turn; a change is logged."""
+        reason = await self._turn.refusal(self._clock())
+        if reason != self._waits_because:
+            self._waits_because = reason
+            log.info("pages_turn", waits_because=reason)
+        self.counters.waits += reason is not None
+        return reason is None
 
     def _done(self, line: Line, _task: asyncio.Task[None]) -> None:
         del self._busy[line]
         self._wake.set()
 
-    def _due(self) -> list[OutboxRow]:
+    def _due(self, now_unix_ms: int, busy: Collection[Line]) -> list[OutboxRow]:
         """The rows to try, after those that wait for a reason were put back."""
-        now_unix_ms = self._clock()
-        due = self._control.due(now_unix_ms)
+        due = [
+            row
+            for row in self._control.due(now_unix_ms)
+            if (row.rule, row.cluster, row.route) not in busy
+        ]
         if not due:
             return []
         quiet = silences(self._control, now_unix_ms)
@@ -143,8 +175,6 @@ class Sender:
         incidents = self._control.incidents()
         free: list[OutboxRow] = []
         for row in due:
-            if (row.rule, row.cluster, row.route) in self._busy:
-                continue
             reason = held_because(row, quiet, windows, incidents)
             if reason is None:
                 free.append(row)
@@ -166,17 +196,22 @@ class Sender:
         channel = self._channels.get(row.route)
         if channel is None:
             self.counters.unrouted += 1
-            self._refused(row, "the route is not configured")
+            await self._aside(self._refused, row, "the route is not configured")
+            return
+        if not await self._may_send():
             return
         try:
-            reference = await channel.send(row, self._clock())
+            async with asyncio.timeout(self._try_seconds_max):
+                reference = await channel.send(row, self._clock())
         except PermanentError as exc:
             self.counters.refused += 1
-            self._refused(row, str(exc))
+            await self._aside(self._refused, row, str(exc))
         except RetryableError as exc:
-            self._failed(row, str(exc))
+            await self._aside(self._failed, row, str(exc))
+        except TimeoutError:
+            await self._aside(self._failed, row, "no answer in time")
         else:
-            self._accepted(row, reference)
+            await self._aside(self._accepted, row, reference)
 
     def _failed(self, row: OutboxRow, error: str) -> None:
         now_unix_ms = self._clock()

@@ -1,28 +1,36 @@
 """What arrived on a stream, as columns of the tables; and the one commit that stores many of them.
 
-`of_batch`, `of_gap` and `of_quarantine` are pure: a frame becomes an `Arrival`. `commit` stores a group of
-them in an order that a crash may cut anywhere: marks, rows, receipts. Everything in it may be repeated.
+`of_batch`, `of_gap` and `of_refusal` are pure: a frame becomes an `Arrival`. Rows of cards and hosts stay
+packed in it: `commit` reads those of a whole group at once, and stores everything in an order that a crash
+may cut anywhere: marks, rows, receipts. Everything in it may be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import pyarrow as pa
+
 from flopwatch_collector.telemetry.capture import capture_columns
+from flopwatch_collector.telemetry.columns import host_block, interval_block
 from flopwatch_collector.telemetry.dirty import MINUTE_MS, Minute
 from flopwatch_collector.telemetry.payload import (
-    check_finite,
     fields,
-    host_columns,
     probe_columns,
     roster_columns,
     slot_columns,
 )
 from flopwatch_collector.telemetry.schema import DAY_MS, RAW_KEPT_DAYS, TABLES
 from flopwatch_collector.telemetry.store import TelemetryStore, arrow_block
-from flopwatch_proto import codec, rows
+from flopwatch_collector.telemetry.stored_rows import (
+    StoredRows,
+    by_cluster,
+    minutes_of_rows,
+    signed,
+)
+from flopwatch_proto import codec, packed
 from flopwatch_proto.codec import Columns
 from flopwatch_proto.errors import PermanentError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
@@ -61,7 +69,8 @@ class Arrival:
     Attributes:
         first_seq, last_seq: the seqs it consumes.
         tables: table → columns of it, without ``stored_unix_ms``.
-        minutes: starts of the minutes whose lines it changes.
+        intervals, hosts: rows of the tables ``interval`` and ``host``, packed.
+        minutes: starts of the minutes whose lines it changes, apart from those of its rows.
         interval_rows: rows for table ``interval``; what the acknowledgement counts.
         size_bytes: of the frame on the wire.
         rosters: each roster by itself, as columns of table ``roster``.
@@ -74,6 +83,8 @@ class Arrival:
     first_seq: int
     last_seq: int
     tables: dict[str, Columns]
+    intervals: pb.Packed | None = None
+    hosts: pb.Packed | None = None
     minutes: frozenset[int] = frozenset()
     interval_rows: int = 0
     size_bytes: int = 0
@@ -89,45 +100,63 @@ def oldest_start_unix_ms(now_unix_ms: int) -> int:
 
 
 def of_batch(origin: Origin, batch: pb.Batch, now_unix_ms: int) -> Arrival:
-    """Return the rows of a batch.
+    """Return what a batch holds; whether its packed rows make sense is found when they are stored.
 
     Raises:
         PermanentError: it can never be stored; the text begins with the code of a Reject and a colon.
     """
-    payload = codec.unpack(batch)
+    payload = codec.opened(batch)
     try:
+        intervals = _packed(payload, "intervals")
+        hosts = _packed(payload, "hosts")
         rosters = tuple(_by(origin, roster_columns(roster)) for roster in payload.rosters)
         tables = _tables_of_payload(origin, payload)
     except PermanentError as exc:
         raise PermanentError(f"bad_rows: {exc}") from exc
     if rosters:
         tables["roster"] = _joined(rosters)
-    _check_times(tables, now_unix_ms)
-    count = len(payload.intervals.slot)
-    tables["receipt"] = _by(
-        origin,
-        {
-            "spool_id": [origin.spool_id],
-            "seq": [batch.seq],
-            "rows": [count],
-            "rows_before": [batch.rows_before],
-            "sha": [batch.sha256_16.hex()],
-        },
-    )
-    if count:
-        tables["interval"]["spool_id"] = [origin.spool_id] * count
-        tables["interval"]["seq"] = [batch.seq] * count
+    if tables:
+        _check_times(tables, now_unix_ms)
+    count = 0 if intervals is None else intervals.rows
+    minutes = _minutes(tables)
+    tables["receipt"] = {
+        "spool_id": [origin.spool_id],
+        "seq": [batch.seq],
+        "rows": [count],
+        "rows_before": [batch.rows_before],
+        "sha": [batch.sha256_16.hex()],
+        "cluster": [origin.cluster],
+        "node": [origin.node],
+        "simulated": [origin.simulated],
+    }
     return Arrival(
         origin=origin,
         first_seq=batch.seq,
         last_seq=batch.seq,
         tables=tables,
-        minutes=_minutes(tables),
+        intervals=intervals,
+        hosts=hosts,
+        minutes=minutes,
         interval_rows=count,
         size_bytes=len(batch.payload),
         rosters=rosters,
         batch=batch,
     )
+
+
+def _packed(payload: pb.Payload, name: str) -> pb.Packed | None:
+    """Return the rows of a payload, packed here where an older agent did not; None without rows."""
+    if payload.HasField(f"packed_{name}"):
+        found: pb.Packed = getattr(payload, f"packed_{name}")
+    elif payload.HasField(name):
+        message = getattr(payload, name)
+        if not message.start_unix_ms:
+            return None
+        found = packed.pack(message)
+    else:
+        return None
+    packed.checked(found)
+    return found
 
 
 def of_gap(origin: Origin, gap: pb.Gap) -> Arrival:
@@ -192,35 +221,70 @@ def of_refusal(
     )
 
 
-def unfit(arrival: Arrival) -> str | None:
-    """Return why an arrival does not fit the tables, or None: it does."""
+def unfit(arrival: Arrival, now_unix_ms: int) -> str | None:
+    """Return why an arrival does not fit the tables, as a code, a colon and a text; None: it does."""
     try:
+        for table, columns in _row_tables([arrival], now_unix_ms).items():
+            arrow_block(TABLES[table], columns)
         for table, columns in arrival.tables.items():
             arrow_block(TABLES[table], columns)
     except PermanentError as exc:
-        return str(exc)
+        text = str(exc)
+        return (
+            text
+            if text.startswith(("future: ", "too_old: ", "bad_rows: "))
+            else f"bad_rows: {text}"
+        )
     return None
 
 
-def commit(store: TelemetryStore, arrivals: Sequence[Arrival], stored_unix_ms: int) -> None:
-    """Store arrivals; when this returns, all of them are on disk.
+def commit(
+    store: TelemetryStore, arrivals: Sequence[Arrival], stored_unix_ms: int
+) -> list[StoredRows]:
+    """Store arrivals; when this returns, all of them are on disk. Return the interval rows among them.
 
     Raises:
         RetryableError: the store failed; commit the same arrivals again.
         PermanentError: an arrival does not fit (`unfit` finds it); nothing is lost by trying the others.
     """
+    row_tables = _row_tables(arrivals, stored_unix_ms)
     minutes: set[Minute] = {(a.origin.cluster, m) for a in arrivals for m in a.minutes}
+    stored = []
+    if "interval" in row_tables:
+        stored = list(by_cluster(row_tables["interval"], stored_unix_ms))
+        for each in stored:
+            minutes |= {(each.cluster, minute) for minute in minutes_of_rows(each.columns)}
     store.marks.mark(minutes, stored_unix_ms)
     try:
         for table in _ORDER:
-            columns = _joined([a.tables[table] for a in arrivals if table in a.tables])
+            columns: Mapping[str, Any] = row_tables.get(table) or _joined(
+                [a.tables[table] for a in arrivals if table in a.tables]
+            )
             if columns:
-                count = len(columns["cluster"])
-                store.append(table, {**columns, "stored_unix_ms": [stored_unix_ms] * count})
+                stored_column = pa.repeat(pa.scalar(stored_unix_ms), len(columns["cluster"]))
+                store.append(table, {**columns, "stored_unix_ms": stored_column})
     except BaseException:
         store.marks.abandon(minutes)
         raise
     store.marks.settle(minutes, stored_unix_ms)
+    return stored
+
+
+def _row_tables(arrivals: Sequence[Arrival], now_unix_ms: int) -> dict[str, dict[str, pa.Array]]:
+    """Return the packed rows of arrivals as columns of the tables ``interval`` and ``host``."""
+    tables: dict[str, dict[str, pa.Array]] = {}
+    for table, name, block_of in (
+        ("interval", "intervals", interval_block),
+        ("host", "hosts", host_block),
+    ):
+        found = [(a, rows) for a in arrivals if (rows := getattr(a, name)) is not None]
+        if not found:
+            continue
+        block = block_of([rows for _, rows in found])
+        starts = block.columns["start_unix_ms"].to_numpy()
+        _check_starts(table, int(starts.min()), int(starts.max()), now_unix_ms)
+        tables[table] = signed([a for a, _ in found], block, table)
+    return tables
 
 
 def _joined(parts: Sequence[Columns]) -> Columns:
@@ -246,12 +310,6 @@ def _by(origin: Origin, columns: Columns) -> Columns:
 
 def _tables_of_payload(origin: Origin, payload: pb.Payload) -> dict[str, Columns]:
     tables: dict[str, Columns] = {}
-    if payload.intervals.slot:
-        columns = codec.decode_rows(payload.intervals)
-        check_finite(columns, rows.QUANTITY_NAMES)
-        tables["interval"] = _by(origin, columns)
-    if payload.hosts.start_unix_ms:
-        tables["host"] = _by(origin, host_columns(payload.hosts))
     if payload.slots:
         tables["slot"] = _by(origin, slot_columns(origin.node, payload.slots))
     if payload.events:
@@ -271,45 +329,42 @@ def declared(cluster: str, slots: Sequence[pb.SlotDeclaration], stored_unix_ms: 
 
 
 _TIMES: Final = (
-    ("interval", "start_unix_ms", True),
-    ("host", "start_unix_ms", True),
-    ("roster", "taken_unix_ms", True),
-    ("event", "time_unix_ms", False),
-    ("probe", "start_unix_ms", False),
+    ("roster", "taken_unix_ms"),
+    ("event", "time_unix_ms"),
+    ("probe", "start_unix_ms"),
 )
-"""(table, time, kept only as long as raw rows)."""
+_RAW: Final = frozenset({"interval", "host", "roster"})
+"""Tables that are kept only as long as raw rows."""
 
 
 def _check_times(tables: dict[str, Columns], now_unix_ms: int) -> None:
-    oldest = oldest_start_unix_ms(now_unix_ms)
-    for table, column, raw in _TIMES:
-        if table not in tables:
-            continue
-        times = tables[table][column]
-        if max(times) > now_unix_ms + FUTURE_MS_MAX:
-            late_ms = max(times) - now_unix_ms
-            raise PermanentError(f"future: {table} rows lie {late_ms} ms ahead of this clock")
-        if min(times) <= 0:
-            raise PermanentError(f"bad_rows: {table} rows without a time")
-        if raw and min(times) < oldest:
-            raise PermanentError(f"too_old: {table} rows older than {RAW_KEPT_DAYS} days")
+    for table, column in _TIMES:
+        if table in tables:
+            times = tables[table][column]
+            _check_starts(table, min(times), max(times), now_unix_ms)
     if "slot" in tables:
         slot = tables["slot"]
         if min(slot["from_unix_ms"]) <= 0 or max(slot["from_unix_ms"]) > UNIX_MS_MAX:
             raise PermanentError("bad_rows: a slot whose state begins at no sensible time")
 
 
+def _check_starts(table: str, first: int, last: int, now_unix_ms: int) -> None:
+    if last > now_unix_ms + FUTURE_MS_MAX:
+        late_ms = last - now_unix_ms
+        raise PermanentError(f"future: {table} rows lie {late_ms} ms ahead of this clock")
+    if first <= 0:
+        raise PermanentError(f"bad_rows: {table} rows without a time")
+    if table in _RAW and first < oldest_start_unix_ms(now_unix_ms):
+        raise PermanentError(f"too_old: {table} rows older than {RAW_KEPT_DAYS} days")
+
+
 def _minutes(tables: dict[str, Columns]) -> frozenset[int]:
-    """Return the minutes whose lines change: those of rows, and those that a roster speaks for.
+    """Return the minutes whose lines change beside those of rows: those that a roster speaks for.
 
     A slot that enters or leaves service touches the minute in which it does; whoever makes lines knows
     how far that reaches.
     """
     spans: set[tuple[int, int]] = set()
-    if "interval" in tables:
-        interval = tables["interval"]
-        pairs = set(zip(interval["start_unix_ms"], interval["duration_ms"], strict=True))
-        spans |= {(start, start + duration) for start, duration in pairs}
     if "roster" in tables:
         roster = tables["roster"]
         pairs = set(zip(roster["taken_unix_ms"], roster["valid_until_unix_ms"], strict=True))

@@ -10,7 +10,8 @@ rows are being stored right now, stays dirty. So:
 - a row that arrives while its minute is recomputed is never forgotten.
 
 A process that owns the store alone knows what it marked and does not repeat itself. Where several
-collectors share a store, each marks every commit twice, before and after its rows, and a clear leaves
+collectors share a store, each marks every commit twice, before and after its rows (that one under the
+time at which they landed, since somebody else may have read and cleared meanwhile), and a clear leaves
 marks younger than ``SKEW_MS`` before the recompute began, in case their clocks differ.
 
 Times are those of the caller, but never run backwards here: a mark is at least as new as every recompute
@@ -20,7 +21,8 @@ that was cleared before it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flopwatch_collector.telemetry import Reader
@@ -46,8 +48,11 @@ class Appender(Protocol):
 class DirtyMarks:
     """What this process marked. Safe to use from several threads."""
 
-    def __init__(self, store: Appender) -> None:
+    def __init__(self, store: Appender, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+        """clock_ns: measures how long a commit took."""
         self._store = store
+        self._clock_ns = clock_ns
+        self._ahead_ms = 0
         self._lock = threading.Lock()
         self._touched_unix_ms: dict[Minute, int] = {}
         self._in_flight: dict[Minute, int] = {}
@@ -62,6 +67,7 @@ class DirtyMarks:
         wanted = sorted(set(minutes))
         with self._lock:
             now = self._advance(now_unix_ms)
+            self._ahead_ms = max(self._ahead_ms, now - self._clock_ms())
             new = [m for m in wanted if not self._store.exclusive or m not in self._touched_unix_ms]
             for minute in wanted:
                 self._in_flight[minute] = self._in_flight.get(minute, 0) + 1
@@ -82,7 +88,8 @@ class DirtyMarks:
         """
         wanted = sorted(set(minutes))
         with self._lock:
-            now = self._advance(now_unix_ms)
+            landed = now_unix_ms if self._store.exclusive else self._clock_ms() + self._ahead_ms
+            now = self._advance(max(now_unix_ms, landed))
         try:
             if not self._store.exclusive:
                 self._write(wanted, now, cleared=False)
@@ -130,6 +137,9 @@ class DirtyMarks:
     def _advance(self, unix_ms: int) -> int:
         self._newest_unix_ms = max(self._newest_unix_ms, unix_ms)
         return self._newest_unix_ms
+
+    def _clock_ms(self) -> int:
+        return self._clock_ns() // 1_000_000
 
     def _land(self, minute: Minute) -> None:
         left = self._in_flight.get(minute, 0) - 1

@@ -17,9 +17,16 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
-from flopwatch_collector.telemetry.arrival import Arrival, Origin, commit, of_refusal, unfit
+from flopwatch_collector.telemetry.arrival import (
+    Arrival,
+    Origin,
+    commit,
+    of_refusal,
+    unfit,
+)
 from flopwatch_collector.telemetry.schema import DAY_MS
 from flopwatch_collector.telemetry.store import TelemetryStore
+from flopwatch_collector.telemetry.stored_rows import StoredRows
 from flopwatch_proto.errors import PermanentError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -39,6 +46,9 @@ FromWhom = TypeVar("FromWhom", contravariant=True)
 
 class Outcome(Protocol[FromWhom]):
     """Who learns how a commit ended; called on the event loop."""
+
+    def rows(self, rows: StoredRows, stored_unix_ms: int) -> None:
+        """Take the interval rows of one cluster that a commit stored, in a thread; `stored` follows."""
 
     def stored(self, group: Sequence[tuple[FromWhom, Arrival]], stored_unix_ms: int) -> None:
         """Take note that all of the group is on disk."""
@@ -126,12 +136,12 @@ class GroupCommit(Generic[From]):
             began = time.monotonic()
             now_unix_ms = self._now_unix_ms()
             try:
-                await asyncio.get_running_loop().run_in_executor(
+                stored = await asyncio.get_running_loop().run_in_executor(
                     self._thread, commit, self._store, [a for _, a in group], now_unix_ms
                 )
                 break
             except PermanentError as exc:
-                if not self._exchange_unfit(group):
+                if not self._exchange_unfit(group, now_unix_ms):
                     # Every arrival fits by itself: ours to repair, and not the agents' to lose.
                     failures = await self._wait(failures, exc)
             except Exception as exc:  # whatever it is, the rows stay until the store takes them
@@ -140,6 +150,10 @@ class GroupCommit(Generic[From]):
             log.info("store_serves", after_failures=failures)
         self._add_bytes(-size_bytes)
         self._outcome.committed(time.monotonic() - began)
+        for rows in stored:
+            await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._outcome.rows, rows, now_unix_ms
+            )
         self._outcome.stored(group, now_unix_ms)
 
     async def _wait(self, failures: int, why: Exception) -> int:
@@ -150,12 +164,13 @@ class GroupCommit(Generic[From]):
         await asyncio.sleep(seconds)
         return failures + 1
 
-    def _exchange_unfit(self, group: list[tuple[From, Arrival]]) -> bool:
+    def _exchange_unfit(self, group: list[tuple[From, Arrival]], now_unix_ms: int) -> bool:
         exchanged = False
         for i, (sender, arrival) in enumerate(group):
-            why = unfit(arrival)
+            why = unfit(arrival, now_unix_ms)
             if why is not None and arrival.batch is not None:
-                refusal = self.refusal(arrival.origin, arrival.batch, "bad_rows", why)
+                code, _, message = why.partition(": ")
+                refusal = self.refusal(arrival.origin, arrival.batch, code, message)
                 group[i] = (sender, refusal)
                 exchanged = True
         return exchanged

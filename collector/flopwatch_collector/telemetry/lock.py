@@ -10,6 +10,8 @@ from typing import Final
 from flopwatch_proto.errors import UsageError
 
 LOCK_NAME: Final = "flopwatch.lock"
+SHADOW: Final = "shadow"
+"""Where the engine puts what it froze."""
 
 
 class DirectoryLock:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from flopwatch_proto import rows
 from flopwatch_proto.codec import Columns
 from flopwatch_proto.errors import PermanentError
 from flopwatch_proto.rows import Bucket
@@ -51,35 +50,6 @@ def slot_columns(node: str, slots: Sequence[pb.SlotDeclaration]) -> Columns:
         raise PermanentError("a slot without a name")
     if not all(columns["state"]):
         raise PermanentError("a slot without a state")
-    return columns
-
-
-def host_columns(message: pb.HostRows) -> Columns:
-    """Return rows of a host as columns of table ``host``.
-
-    Raises:
-        PermanentError: columns that do not fit each other, or hold no numbers.
-    """
-    count = len(message.start_unix_ms)
-    columns: Columns = {
-        "start_unix_ms": list(message.start_unix_ms),
-        "duration_ms": list(message.duration_ms),
-    }
-    for quantity in rows.HOST_QUANTITIES:
-        values: list[Any] = list(getattr(message, quantity.name))
-        columns[quantity.name] = values or [None] * count
-    for absence in message.absences:
-        if absence.column not in columns or len(absence.absences) != count:
-            raise PermanentError(f"absences of host column {absence.column!r}")
-        column = columns[absence.column]
-        if len(column) == count:
-            for i, code in enumerate(absence.absences):
-                if code:
-                    column[i] = None
-    for name, column in columns.items():
-        if len(column) != count:
-            raise PermanentError(f"host column {name} has {len(column)} entries for {count} rows")
-    check_finite(columns, [quantity.name for quantity in rows.HOST_QUANTITIES])
     return columns
 
 

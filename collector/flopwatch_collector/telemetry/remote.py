@@ -23,6 +23,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +32,7 @@ import msgspec
 import pyarrow as pa
 
 from flopwatch_collector.telemetry import NO_PARAMETERS
+from flopwatch_collector.telemetry.snapshot import Snapshot
 from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_proto.errors import PermanentError, RetryableError, UsageError
 
@@ -42,7 +44,8 @@ SOCKET_PATH_BYTES_MAX: Final = 100  # the kernel's limit is 108 with its termina
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
-    """One question: SQL with parameters, or ``status`` (JSON), or ``metrics`` (text)."""
+    """One question: SQL with parameters, or ``status`` (JSON), or ``metrics`` (text), or ``agents``
+    (JSON), or ``snapshot`` (JSON): it stands as long as the connection."""
 
     sql: str = ""
     parameters: dict[str, Any] = {}
@@ -50,6 +53,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     status: bool = False
     metrics: bool = False
     agents: bool = False
+    snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,12 +99,14 @@ class ReadServer:
         status: Callable[[], dict[str, Any]] = dict,
         metrics: Callable[[], str] = str,
         agents: Callable[[], list[dict[str, Any]]] = list,
+        snapshots: Callable[[], AbstractContextManager[Snapshot]] | None = None,
         bounds: ReadBounds | None = None,
     ) -> None:
         self._path = path
         self._status = status
         self._metrics = metrics
         self._agents = agents
+        self._snapshots = snapshots
         self._bounds = bounds or ReadBounds()
         self._store = store
         self._waiting = 0
@@ -134,14 +140,18 @@ class ReadServer:
         await asyncio.to_thread(self._handles.close)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held = contextlib.ExitStack()
+        limit: float | None = REQUEST_SECONDS_MAX
         try:
             while True:
-                async with asyncio.timeout(REQUEST_SECONDS_MAX):
+                async with asyncio.timeout(limit):
                     (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
                     if size > REQUEST_BYTES_MAX:
                         return
                     content = await reader.readexactly(size)
-                kind, body = await self._answer(content)
+                kind, body = await self._answer(content, held)
+                if kind == b"S":
+                    kind, limit = b"J", None
                 writer.write(_HEADER.pack(kind, len(body)))
                 writer.write(body)
                 await writer.drain()
@@ -149,8 +159,9 @@ class ReadServer:
             pass  # the peer is gone, or has nothing to ask
         finally:
             writer.close()
+            await asyncio.to_thread(held.close)
 
-    async def _answer(self, content: bytes) -> tuple[bytes, bytes]:
+    async def _answer(self, content: bytes, held: contextlib.ExitStack) -> tuple[bytes, bytes]:
         try:
             request = msgspec.json.decode(content, type=Request)
         except msgspec.DecodeError as exc:
@@ -162,10 +173,13 @@ class ReadServer:
         if request.agents:
             return b"J", msgspec.json.encode(self._agents())
         try:
+            if request.snapshot and self._snapshots is not None:
+                taken = await asyncio.to_thread(held.enter_context, self._snapshots())
+                return b"S", msgspec.json.encode(taken)
             return b"A", await self._query(request)
         except RetryableError as exc:
             return b"R", str(exc).encode()
-        except PermanentError as exc:
+        except (PermanentError, UsageError) as exc:
             return b"P", str(exc).encode()
 
     async def _query(self, request: Request) -> bytes:
@@ -217,11 +231,31 @@ class RemoteStore:
         """Return the collector's metrics in Prometheus text format."""
         return self._ask(Request(metrics=True), b"T").decode()
 
-    def _ask(self, request: Request, kind_expected: bytes) -> bytes:
+    def answers(self) -> bool:
+        """Whether a collector is there."""
+        try:
+            self.status()
+        except RetryableError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Have the collector take a snapshot; it stands until the block ends."""
+        with socket.socket(socket.AF_UNIX) as peer:
+            body = self._ask(Request(snapshot=True), b"J", peer)
+            yield msgspec.json.decode(body, type=Snapshot)
+
+    def _ask(
+        self, request: Request, kind_expected: bytes, peer: socket.socket | None = None
+    ) -> bytes:
+        if peer is None:
+            with socket.socket(socket.AF_UNIX) as peer:
+                return self._ask(request, kind_expected, peer)
         content = msgspec.json.encode(request)
         bounds = ReadBounds()
         try:
-            with socket.socket(socket.AF_UNIX) as peer, _short(self._path) as path:
+            with _short(self._path) as path:
                 peer.settimeout(self._seconds_max + bounds.waiting_seconds_max + 5.0)
                 peer.connect(path)
                 peer.sendall(_LENGTH.pack(len(content)) + content)

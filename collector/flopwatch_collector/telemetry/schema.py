@@ -11,7 +11,7 @@ Lines are the exception: a minute (or hour) of a cluster is written whole under 
 which is part of the key, and *afterwards* one row of ``written`` names that generation. Readers take the
 newest generation that ``written`` names (`newest_lines`), so a half-written one is never seen and a line
 that is gone in the new generation is gone. No ``FINAL`` is needed. Superseded generations are removed by
-`TelemetryStore.sweep` and at the latest by the age limit.
+`retention.py` and at the latest by the age limit.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def _interval() -> Table:
         key=("cluster", "start_unix_ms", "node", "slot", "job", "instance"),
         time="start_unix_ms",
         kept_days=RAW_KEPT_DAYS,
+        swept=True,
     )
 
 
@@ -88,6 +89,7 @@ def _host() -> Table:
         key=("cluster", "start_unix_ms", "node"),
         time="start_unix_ms",
         kept_days=RAW_KEPT_DAYS,
+        swept=True,
     )
 
 
@@ -115,6 +117,7 @@ _ROSTER: Final = Table(
     key=("cluster", "taken_unix_ms", "source", "node", "slot", "job", "bucket"),
     time="taken_unix_ms",
     kept_days=RAW_KEPT_DAYS,
+    swept=True,
 )
 
 _SLOT: Final = Table(
@@ -271,11 +274,25 @@ _RECEIPT: Final = Table(
         "rows": COUNT,
         "rows_before": COUNT,
         "sha": TEXT,  # hex of the batch's sha256_16: one (spool_id, seq) with two is a cloned host
+        "skew_ms": QUANTITY,  # the node's clock less the collector's when it came
         "simulated": FLAG,
         "stored_unix_ms": INT,
     },
     key=("cluster", "node", "spool_id", "seq", "sha"),
     time="stored_unix_ms",
+    by_month=True,
+    kept_days=RAW_KEPT_DAYS,
+)
+
+_SPOOL: Final = Table(
+    name="spool",  # the newest word of each spool about itself; an old one stays true
+    columns={"cluster": TEXT, "node": TEXT, "spool_id": TEXT, "told_unix_ms": INT}
+    | dict.fromkeys(("next_seq", "acked_seq"), COUNT)
+    | dict.fromkeys(("acked_rows", "produced_rows", "dropped_rows"), COUNT)
+    | {"simulated": FLAG, "stored_unix_ms": INT},
+    key=("cluster", "node", "spool_id"),
+    time="stored_unix_ms",
+    version="told_unix_ms",
     by_month=True,
     kept_days=RAW_KEPT_DAYS,
 )
@@ -333,6 +350,7 @@ def _lines(name: str, *, per_slot: bool, kept_days: int | None) -> Table:
         time="start_unix_ms",
         by_month=True,
         kept_days=kept_days,
+        swept=True,
     )
 
 
@@ -356,6 +374,7 @@ TABLES: Final[dict[str, Table]] = {
         _GAP,
         _QUARANTINE,
         _RECEIPT,
+        _SPOOL,
         _DIRTY,
         _WRITTEN,
         *LINE_TABLES,

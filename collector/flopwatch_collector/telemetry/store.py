@@ -16,9 +16,10 @@ Values travel as Arrow in both directions. A row that `append` returned for is f
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -29,9 +30,10 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 
 from flopwatch_collector.telemetry import NO_PARAMETERS
 from flopwatch_collector.telemetry.dirty import DirtyMarks
-from flopwatch_collector.telemetry.lock import DirectoryLock
-from flopwatch_collector.telemetry.schema import LINE_TABLES, TABLES
-from flopwatch_collector.telemetry.table import Table, create_table
+from flopwatch_collector.telemetry.lock import SHADOW, DirectoryLock
+from flopwatch_collector.telemetry.migrations import migrate
+from flopwatch_collector.telemetry.schema import TABLES
+from flopwatch_collector.telemetry.table import Table
 from flopwatch_proto.errors import PermanentError, RetryableError, UsageError
 
 _NO_JIT: Final = {
@@ -85,12 +87,22 @@ class Handles:
 
     @contextmanager
     def one(self) -> Iterator[Any]:
-        """Lend a handle; waits while all are in use."""
+        """Lend a handle; waits while all are in use. Raises: RetryableError: they are closed."""
         client = self._free.get()
+        if client is None:
+            self._free.put(None)  # for whoever else still waits
+            raise RetryableError("telemetry store: it is closed")
         try:
             yield client
         finally:
             self._free.put(client)
+
+    @contextmanager
+    def every(self) -> Iterator[Any]:
+        """Lend one handle while nobody has another; only one caller at a time may ask for this."""
+        with ExitStack() as stack:
+            handles = [stack.enter_context(self.one()) for _ in self._all]
+            yield handles[0]
 
     def query(
         self,
@@ -125,6 +137,8 @@ class Handles:
         """Close every handle, each when its call has ended."""
         for _ in self._all:
             self._free.get().close()
+        # A thread that asks only now must not wait for ever: the process could not end.
+        self._free.put(None)
 
 
 class TelemetryStore:
@@ -132,19 +146,33 @@ class TelemetryStore:
 
     Attributes:
         exclusive: no other process writes here; true for the embedded engine.
+        directory: of the embedded engine; None: a server's.
         marks: the dirty minutes this process knows of.
+        sharded: tables are those of `sharded.py`.
     """
 
     def __init__(self, target: Mapping[str, Any], *, lock: DirectoryLock | None) -> None:
         self._target = dict(target)
+        self.directory = None if lock is None else Path(target["path"])
         self._lock = lock
         self._closed = threading.Event()
+        self._still = threading.Lock()
         self.exclusive = lock is not None
         self.marks = DirtyMarks(self)
         self._writers = Handles(target, _WRITE, 2)
         self._readers = Handles(target, _READ, 3)
-        with self._writers.one() as client, _engine_errors():
-            _create_tables(client)
+        try:
+            with self._writers.one() as client, _engine_errors():
+                migrate(client)
+                engine = client.command(
+                    "SELECT engine FROM system.tables "
+                    "WHERE database = currentDatabase() AND name = 'interval'"
+                )
+        except BaseException:
+            self._writers.close()
+            self._readers.close()
+            raise
+        self.sharded = engine == "Distributed"
 
     @classmethod
     def open(cls, dsn: str) -> TelemetryStore:
@@ -163,6 +191,7 @@ class TelemetryStore:
             )
         directory = Path(unquote(parts.path))
         lock = DirectoryLock(directory)
+        shutil.rmtree(directory / SHADOW, ignore_errors=True)  # of a backup that a crash ended
         try:
             return cls({"interface": "chdb", "path": str(directory)}, lock=lock)
         except BaseException:
@@ -230,20 +259,44 @@ class TelemetryStore:
         """Return handles of their own for readers whose queries need bounds; close them before the store."""
         return Handles(self._target, {**_READ, **settings}, count)
 
-    def sweep(self, cluster: str, start_unix_ms: int, end_unix_ms: int) -> None:
-        """Remove superseded generations of lines that start in [start, end)."""
-        for table in LINE_TABLES:
+    def drop_partition(self, table: str, partition: str) -> None:
+        """Remove a partition of a table with all its rows.
+
+        Raises:
+            RetryableError, PermanentError: the store failed.
+        """
+        with self._writers.one() as client, _engine_errors():
+            client.command(f"ALTER TABLE {table} DROP PARTITION ID '{partition}'")
+
+    def sweep(self, table: str, partition: str) -> None:
+        """Remove superseded generations of the lines of a month, where there are any.
+
+        Raises:
+            RetryableError, PermanentError: the store failed.
+        """
+        standing = (
+            "(cluster, start_unix_ms, generation) IN (SELECT cluster, start_unix_ms, max(generation)"
+            f" FROM written WHERE grain = '{table}' AND _partition_id = '{partition}'"
+            " GROUP BY cluster, start_unix_ms)"
+        )
+        superseded = self.query(
+            f"SELECT count() AS n FROM {table} WHERE _partition_id = '{partition}' AND NOT {standing}"
+        )["n"][0].as_py()
+        if superseded:
             with self._writers.one() as client, _engine_errors():
                 client.command(
-                    f"ALTER TABLE {table.name} DELETE WHERE cluster = {{cluster:String}}"
-                    " AND start_unix_ms >= {start:Int64} AND start_unix_ms < {end:Int64}"
-                    " AND (start_unix_ms, generation) NOT IN ("
-                    "SELECT start_unix_ms, max(generation) FROM written"
-                    f" WHERE grain = '{table.name}' AND cluster = {{cluster:String}}"
-                    " AND start_unix_ms >= {start:Int64} AND start_unix_ms < {end:Int64}"
-                    " GROUP BY start_unix_ms)",
-                    {"cluster": cluster, "start": start_unix_ms, "end": end_unix_ms},
+                    f"ALTER TABLE {table} DELETE IN PARTITION ID '{partition}' WHERE NOT {standing}"
                 )
+
+    @contextmanager
+    def still(self) -> Iterator[Any]:
+        """Lend a handle for statements while no append is under way, and begin none until the block ends.
+
+        Raises:
+            RetryableError, PermanentError: a statement failed.
+        """
+        with self._still, self._writers.every() as client, _engine_errors():
+            yield client
 
     def close(self) -> None:
         """Close every handle and give the directory up. Safe to call twice."""
@@ -292,24 +345,6 @@ def arrow_block(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
 def _client(target: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     with _engine_errors():
         return clickhouse_connect.get_client(**target, settings=dict(settings))
-
-
-def _create_tables(client: Any) -> None:
-    """Create what is missing: tables, and columns that a newer version added."""
-    for table in TABLES.values():
-        client.command(create_table(table))
-    names = ", ".join(f"'{name}'" for name in TABLES)
-    content = client.raw_query(
-        "SELECT table, name FROM system.columns "
-        f"WHERE database = currentDatabase() AND table IN ({names})",
-        fmt="ArrowStream",
-    )
-    found = pa.ipc.open_stream(content).read_all()
-    there = set(zip(found["table"].to_pylist(), found["name"].to_pylist(), strict=True))
-    for table in TABLES.values():
-        for name, kind in table.columns.items():
-            if (table.name, name) not in there:
-                client.command(f"ALTER TABLE {table.name} ADD COLUMN IF NOT EXISTS `{name}` {kind}")
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class Table:
         time: the column whose day (or month, with ``by_month``) is the partition.
         version: of two rows with one key, the one with the larger version stands.
         kept_days: rows go this many days after ``stored_unix_ms``; None keeps them for ever.
+        swept: they go by `retention.py` instead, where it can.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Table:
     version: str = "stored_unix_ms"
     by_month: bool = False
     kept_days: int | None = None
+    swept: bool = False
 
 
 def create_table(table: Table) -> str:
@@ -49,7 +51,7 @@ def create_table(table: Table) -> str:
     day = "toYYYYMM" if table.by_month else "toYYYYMMDD"
     ttl = (
         f"\nTTL toDateTime(intDiv(stored_unix_ms, 1000), 'UTC') + INTERVAL {table.kept_days} DAY"
-        if table.kept_days is not None
+        if table.kept_days is not None and not table.swept
         else ""
     )
     return (

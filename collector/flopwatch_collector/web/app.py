@@ -12,6 +12,7 @@ from fastapi.staticfiles import StaticFiles
 
 from flopwatch_collector.web import (
     api,
+    audit,
     captures,
     ceilings,
     exposition,
@@ -19,6 +20,7 @@ from flopwatch_collector.web import (
     jobs,
     pages,
     problems,
+    turn,
 )
 from flopwatch_collector.web.answers import LIVE_KEPT_S
 from flopwatch_collector.web.asked import DEFAULT_WINDOW, window_of
@@ -44,10 +46,12 @@ def create_app(sources: Sources, stopping: asyncio.Event) -> FastAPI:
     app.state.last_pages = pages.LastPages()
     problems.install(app)
     app.include_router(api.router)
+    app.include_router(audit.router)
     app.include_router(captures.router)
     app.include_router(ceilings.router)
     app.include_router(jobs.router)
     app.include_router(pages.router)
+    app.include_router(turn.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/healthz", _healthz, include_in_schema=False)

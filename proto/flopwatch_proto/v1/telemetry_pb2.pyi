@@ -89,7 +89,7 @@ class CollectorFrame(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., reject: _Optional[_Union[Reject, _Mapping]] = ..., drain: _Optional[_Union[Drain, _Mapping]] = ..., capture: _Optional[_Union[CaptureRequest, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_revision", "agent_version", "cluster", "node_id", "simulated", "boot_id", "spool_id", "next_seq", "wall_unix_ns", "boottime_ns")
+    __slots__ = ("protocol_revision", "agent_version", "cluster", "node_id", "simulated", "boot_id", "spool_id", "next_seq", "wall_unix_ns", "boottime_ns", "totals")
     PROTOCOL_REVISION_FIELD_NUMBER: _ClassVar[int]
     AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Hello(_message.Message):
     NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
     WALL_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     BOOTTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
     protocol_revision: int
     agent_version: str
     cluster: str
@@ -110,7 +111,22 @@ class Hello(_message.Message):
     next_seq: int
     wall_unix_ns: int
     boottime_ns: int
-    def __init__(self, protocol_revision: _Optional[int] = ..., agent_version: _Optional[str] = ..., cluster: _Optional[str] = ..., node_id: _Optional[str] = ..., simulated: _Optional[bool] = ..., boot_id: _Optional[str] = ..., spool_id: _Optional[str] = ..., next_seq: _Optional[int] = ..., wall_unix_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ...) -> None: ...
+    totals: SpoolTotals
+    def __init__(self, protocol_revision: _Optional[int] = ..., agent_version: _Optional[str] = ..., cluster: _Optional[str] = ..., node_id: _Optional[str] = ..., simulated: _Optional[bool] = ..., boot_id: _Optional[str] = ..., spool_id: _Optional[str] = ..., next_seq: _Optional[int] = ..., wall_unix_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ..., totals: _Optional[_Union[SpoolTotals, _Mapping]] = ...) -> None: ...
+
+class SpoolTotals(_message.Message):
+    __slots__ = ("next_seq", "acked_seq", "acked_rows", "produced_rows", "dropped_rows")
+    NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    ACKED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    ACKED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    next_seq: int
+    acked_seq: int
+    acked_rows: int
+    produced_rows: int
+    dropped_rows: int
+    def __init__(self, next_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., acked_rows: _Optional[int] = ..., produced_rows: _Optional[int] = ..., dropped_rows: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("seq", "first_unix_ms", "last_unix_ms", "row_count", "rows_before", "sha256_16", "raw_bytes", "payload")
@@ -151,7 +167,7 @@ class Gap(_message.Message):
     def __init__(self, first_seq: _Optional[int] = ..., last_seq: _Optional[int] = ..., row_count: _Optional[int] = ..., bytes: _Optional[int] = ..., first_unix_ms: _Optional[int] = ..., last_unix_ms: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("taken_unix_ms", "spool_batches", "spool_bytes", "spool_oldest_unix_ms", "rows_produced", "rows_dropped", "driver_state", "newest")
+    __slots__ = ("taken_unix_ms", "spool_batches", "spool_bytes", "spool_oldest_unix_ms", "rows_produced", "rows_dropped", "driver_state", "newest", "totals")
     TAKEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     SPOOL_BATCHES_FIELD_NUMBER: _ClassVar[int]
     SPOOL_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +176,7 @@ class Status(_message.Message):
     ROWS_DROPPED_FIELD_NUMBER: _ClassVar[int]
     DRIVER_STATE_FIELD_NUMBER: _ClassVar[int]
     NEWEST_FIELD_NUMBER: _ClassVar[int]
+    TOTALS_FIELD_NUMBER: _ClassVar[int]
     taken_unix_ms: int
     spool_batches: int
     spool_bytes: int
@@ -168,7 +185,8 @@ class Status(_message.Message):
     rows_dropped: int
     driver_state: str
     newest: IntervalRows
-    def __init__(self, taken_unix_ms: _Optional[int] = ..., spool_batches: _Optional[int] = ..., spool_bytes: _Optional[int] = ..., spool_oldest_unix_ms: _Optional[int] = ..., rows_produced: _Optional[int] = ..., rows_dropped: _Optional[int] = ..., driver_state: _Optional[str] = ..., newest: _Optional[_Union[IntervalRows, _Mapping]] = ...) -> None: ...
+    totals: SpoolTotals
+    def __init__(self, taken_unix_ms: _Optional[int] = ..., spool_batches: _Optional[int] = ..., spool_bytes: _Optional[int] = ..., spool_oldest_unix_ms: _Optional[int] = ..., rows_produced: _Optional[int] = ..., rows_dropped: _Optional[int] = ..., driver_state: _Optional[str] = ..., newest: _Optional[_Union[IntervalRows, _Mapping]] = ..., totals: _Optional[_Union[SpoolTotals, _Mapping]] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("reason", "back_in_ms")
@@ -197,18 +215,20 @@ class Welcome(_message.Message):
     def __init__(self, session: _Optional[str] = ..., oldest_start_unix_ms: _Optional[int] = ..., send_spread_ms: _Optional[int] = ..., credit_batches: _Optional[int] = ..., credit_bytes: _Optional[int] = ..., max_batch_bytes: _Optional[int] = ..., server_wall_unix_ns: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("through_seq", "stored_rows", "credit_batches", "server_wall_unix_ns", "retry_after_ms")
+    __slots__ = ("through_seq", "stored_rows", "credit_batches", "server_wall_unix_ns", "retry_after_ms", "credit_bytes")
     THROUGH_SEQ_FIELD_NUMBER: _ClassVar[int]
     STORED_ROWS_FIELD_NUMBER: _ClassVar[int]
     CREDIT_BATCHES_FIELD_NUMBER: _ClassVar[int]
     SERVER_WALL_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     through_seq: int
     stored_rows: int
     credit_batches: int
     server_wall_unix_ns: int
     retry_after_ms: int
-    def __init__(self, through_seq: _Optional[int] = ..., stored_rows: _Optional[int] = ..., credit_batches: _Optional[int] = ..., server_wall_unix_ns: _Optional[int] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+    credit_bytes: int
+    def __init__(self, through_seq: _Optional[int] = ..., stored_rows: _Optional[int] = ..., credit_batches: _Optional[int] = ..., server_wall_unix_ns: _Optional[int] = ..., retry_after_ms: _Optional[int] = ..., credit_bytes: _Optional[int] = ...) -> None: ...
 
 class Reject(_message.Message):
     __slots__ = ("seq", "code", "permanent", "message")
@@ -243,7 +263,7 @@ class CaptureRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., from_unix_ms: _Optional[int] = ..., to_unix_ms: _Optional[int] = ..., readings_per_second: _Optional[int] = ..., slots: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Payload(_message.Message):
-    __slots__ = ("intervals", "hosts", "slots", "rosters", "events", "probes", "captures")
+    __slots__ = ("intervals", "hosts", "slots", "rosters", "events", "probes", "captures", "packed_intervals", "packed_hosts")
     INTERVALS_FIELD_NUMBER: _ClassVar[int]
     HOSTS_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +271,8 @@ class Payload(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     PROBES_FIELD_NUMBER: _ClassVar[int]
     CAPTURES_FIELD_NUMBER: _ClassVar[int]
+    PACKED_INTERVALS_FIELD_NUMBER: _ClassVar[int]
+    PACKED_HOSTS_FIELD_NUMBER: _ClassVar[int]
     intervals: IntervalRows
     hosts: HostRows
     slots: _containers.RepeatedCompositeFieldContainer[SlotDeclaration]
@@ -258,7 +280,25 @@ class Payload(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[Event]
     probes: _containers.RepeatedCompositeFieldContainer[Probe]
     captures: _containers.RepeatedCompositeFieldContainer[Capture]
-    def __init__(self, intervals: _Optional[_Union[IntervalRows, _Mapping]] = ..., hosts: _Optional[_Union[HostRows, _Mapping]] = ..., slots: _Optional[_Iterable[_Union[SlotDeclaration, _Mapping]]] = ..., rosters: _Optional[_Iterable[_Union[Roster, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Capture, _Mapping]]] = ...) -> None: ...
+    packed_intervals: Packed
+    packed_hosts: Packed
+    def __init__(self, intervals: _Optional[_Union[IntervalRows, _Mapping]] = ..., hosts: _Optional[_Union[HostRows, _Mapping]] = ..., slots: _Optional[_Iterable[_Union[SlotDeclaration, _Mapping]]] = ..., rosters: _Optional[_Iterable[_Union[Roster, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ..., captures: _Optional[_Iterable[_Union[Capture, _Mapping]]] = ..., packed_intervals: _Optional[_Union[Packed, _Mapping]] = ..., packed_hosts: _Optional[_Union[Packed, _Mapping]] = ...) -> None: ...
+
+class Packed(_message.Message):
+    __slots__ = ("rows", "texts", "digits", "layout", "cells", "absences")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    DIGITS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    CELLS_FIELD_NUMBER: _ClassVar[int]
+    ABSENCES_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    texts: bytes
+    digits: bytes
+    layout: bytes
+    cells: bytes
+    absences: _containers.RepeatedCompositeFieldContainer[AbsenceColumn]
+    def __init__(self, rows: _Optional[int] = ..., texts: _Optional[bytes] = ..., digits: _Optional[bytes] = ..., layout: _Optional[bytes] = ..., cells: _Optional[bytes] = ..., absences: _Optional[_Iterable[_Union[AbsenceColumn, _Mapping]]] = ...) -> None: ...
 
 class AbsenceColumn(_message.Message):
     __slots__ = ("column", "absences")
@@ -599,3 +639,41 @@ class CaptureColumn(_message.Message):
     name: str
     values: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, name: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class AuthoritiesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AuthoritiesAnswer(_message.Message):
+    __slots__ = ("authorities_pem",)
+    AUTHORITIES_PEM_FIELD_NUMBER: _ClassVar[int]
+    authorities_pem: bytes
+    def __init__(self, authorities_pem: _Optional[bytes] = ...) -> None: ...
+
+class EnrollRequest(_message.Message):
+    __slots__ = ("token", "cluster", "node", "signing_request_der")
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    SIGNING_REQUEST_DER_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    cluster: str
+    node: str
+    signing_request_der: bytes
+    def __init__(self, token: _Optional[str] = ..., cluster: _Optional[str] = ..., node: _Optional[str] = ..., signing_request_der: _Optional[bytes] = ...) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("signing_request_der",)
+    SIGNING_REQUEST_DER_FIELD_NUMBER: _ClassVar[int]
+    signing_request_der: bytes
+    def __init__(self, signing_request_der: _Optional[bytes] = ...) -> None: ...
+
+class Issued(_message.Message):
+    __slots__ = ("certificate_pem", "authorities_pem", "expires_unix_ms")
+    CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITIES_PEM_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    certificate_pem: bytes
+    authorities_pem: bytes
+    expires_unix_ms: int
+    def __init__(self, certificate_pem: _Optional[bytes] = ..., authorities_pem: _Optional[bytes] = ..., expires_unix_ms: _Optional[int] = ...) -> None: ...

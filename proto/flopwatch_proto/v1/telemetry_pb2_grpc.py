@@ -95,3 +95,203 @@ class Ingest:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class EnrollmentStub:
+    """---- certificates -------------------------------------------------------------------------------
+
+    How a node gets its first certificate: on a TLS port of its own, where callers show none.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Authorities = channel.unary_unary(
+                '/flopwatch.v1.Enrollment/Authorities',
+                request_serializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.AuthoritiesRequest.SerializeToString,
+                response_deserializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.AuthoritiesAnswer.FromString,
+                _registered_method=True)
+        self.Enroll = channel.unary_unary(
+                '/flopwatch.v1.Enrollment/Enroll',
+                request_serializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.EnrollRequest.SerializeToString,
+                response_deserializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.Issued.FromString,
+                _registered_method=True)
+
+
+class EnrollmentServicer:
+    """---- certificates -------------------------------------------------------------------------------
+
+    How a node gets its first certificate: on a TLS port of its own, where callers show none.
+    """
+
+    def Authorities(self, request, context):
+        """Says whom to believe; what it answers is believed only by its hash, which the token carries.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Enroll(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnrollmentServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Authorities': grpc.unary_unary_rpc_method_handler(
+                    servicer.Authorities,
+                    request_deserializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.AuthoritiesRequest.FromString,
+                    response_serializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.AuthoritiesAnswer.SerializeToString,
+            ),
+            'Enroll': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enroll,
+                    request_deserializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.EnrollRequest.FromString,
+                    response_serializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.Issued.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'flopwatch.v1.Enrollment', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('flopwatch.v1.Enrollment', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Enrollment:
+    """---- certificates -------------------------------------------------------------------------------
+
+    How a node gets its first certificate: on a TLS port of its own, where callers show none.
+    """
+
+    @staticmethod
+    def Authorities(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flopwatch.v1.Enrollment/Authorities',
+            flopwatch__proto_dot_v1_dot_telemetry__pb2.AuthoritiesRequest.SerializeToString,
+            flopwatch__proto_dot_v1_dot_telemetry__pb2.AuthoritiesAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Enroll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flopwatch.v1.Enrollment/Enroll',
+            flopwatch__proto_dot_v1_dot_telemetry__pb2.EnrollRequest.SerializeToString,
+            flopwatch__proto_dot_v1_dot_telemetry__pb2.Issued.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class RenewalStub:
+    """How it gets the next ones: beside Ingest, by the certificate that it has.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Renew = channel.unary_unary(
+                '/flopwatch.v1.Renewal/Renew',
+                request_serializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.RenewRequest.SerializeToString,
+                response_deserializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.Issued.FromString,
+                _registered_method=True)
+
+
+class RenewalServicer:
+    """How it gets the next ones: beside Ingest, by the certificate that it has.
+    """
+
+    def Renew(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RenewalServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.RenewRequest.FromString,
+                    response_serializer=flopwatch__proto_dot_v1_dot_telemetry__pb2.Issued.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'flopwatch.v1.Renewal', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('flopwatch.v1.Renewal', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Renewal:
+    """How it gets the next ones: beside Ingest, by the certificate that it has.
+    """
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flopwatch.v1.Renewal/Renew',
+            flopwatch__proto_dot_v1_dot_telemetry__pb2.RenewRequest.SerializeToString,
+            flopwatch__proto_dot_v1_dot_telemetry__pb2.Issued.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

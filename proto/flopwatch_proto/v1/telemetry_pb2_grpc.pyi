@@ -56,3 +56,80 @@ class IngestServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_telemetry_pb2.CollectorFrame], _abc.AsyncIterator[_telemetry_pb2.CollectorFrame]]: ...
 
 def add_IngestServicer_to_server(servicer: IngestServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class EnrollmentStub:
+    """---- certificates -------------------------------------------------------------------------------
+
+    How a node gets its first certificate: on a TLS port of its own, where callers show none.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> EnrollmentAsyncStub: ...
+    Authorities: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.AuthoritiesRequest, _telemetry_pb2.AuthoritiesAnswer]
+    """Says whom to believe; what it answers is believed only by its hash, which the token carries."""
+    Enroll: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.EnrollRequest, _telemetry_pb2.Issued]
+
+@_typing.type_check_only
+class EnrollmentAsyncStub(EnrollmentStub):
+    """---- certificates -------------------------------------------------------------------------------
+
+    How a node gets its first certificate: on a TLS port of its own, where callers show none.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Authorities: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.AuthoritiesRequest, _telemetry_pb2.AuthoritiesAnswer]  # type: ignore[assignment]
+    """Says whom to believe; what it answers is believed only by its hash, which the token carries."""
+    Enroll: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.EnrollRequest, _telemetry_pb2.Issued]  # type: ignore[assignment]
+
+class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
+    """---- certificates -------------------------------------------------------------------------------
+
+    How a node gets its first certificate: on a TLS port of its own, where callers show none.
+    """
+
+    @_abc_1.abstractmethod
+    def Authorities(
+        self,
+        request: _telemetry_pb2.AuthoritiesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.AuthoritiesAnswer, _abc.Awaitable[_telemetry_pb2.AuthoritiesAnswer]]:
+        """Says whom to believe; what it answers is believed only by its hash, which the token carries."""
+
+    @_abc_1.abstractmethod
+    def Enroll(
+        self,
+        request: _telemetry_pb2.EnrollRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.Issued, _abc.Awaitable[_telemetry_pb2.Issued]]: ...
+
+def add_EnrollmentServicer_to_server(servicer: EnrollmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class RenewalStub:
+    """How it gets the next ones: beside Ingest, by the certificate that it has."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> RenewalAsyncStub: ...
+    Renew: _grpc.UnaryUnaryMultiCallable[_telemetry_pb2.RenewRequest, _telemetry_pb2.Issued]
+
+@_typing.type_check_only
+class RenewalAsyncStub(RenewalStub):
+    """How it gets the next ones: beside Ingest, by the certificate that it has."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Renew: _aio.UnaryUnaryMultiCallable[_telemetry_pb2.RenewRequest, _telemetry_pb2.Issued]  # type: ignore[assignment]
+
+class RenewalServicer(metaclass=_abc_1.ABCMeta):
+    """How it gets the next ones: beside Ingest, by the certificate that it has."""
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _telemetry_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.Issued, _abc.Awaitable[_telemetry_pb2.Issued]]: ...
+
+def add_RenewalServicer_to_server(servicer: RenewalServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

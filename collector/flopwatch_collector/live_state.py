@@ -1,0 +1,62 @@
+"""What is known now of one cluster, in memory: the state of `live`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from flopwatch_collector.ledger.evidence import FOREVER, NEVER, Rosters, Seats
+from flopwatch_collector.ledger.sheet import Sheet
+from flopwatch_proto.rows import INTERVAL_MS, SlotState
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known now of one cluster.
+
+    Attributes:
+        goodbyes: node → when it took leave, and until when its silence is expected.
+        revisions: interval → how often rows came for it; revision: how often all was to be judged again.
+    """
+
+    simulated: bool
+    chunks: dict[int, list[pa.Table]] = field(default_factory=dict)
+    rosters: dict[tuple[str, int], pa.Table] = field(default_factory=dict)
+    slots: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+    heard: dict[tuple[str, str], int] = field(default_factory=dict)
+    goodbyes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sheets: dict[int, Sheet] = field(default_factory=dict)
+    revisions: dict[int, int] = field(default_factory=dict)
+    revision: int = 0
+    newest_row_unix_ms: int | None = None
+    seats: Seats | None = None
+    said: Rosters | None = None
+
+    def forget_sheets(self, since_unix_ms: int) -> None:
+        """Judge again, when asked, what ends after a moment."""
+        self.sheets = {t: s for t, s in self.sheets.items() if t + INTERVAL_MS <= since_unix_ms}
+        self.revision += 1
+
+    def standing(self, interval: int) -> tuple[int, int]:
+        """Return what is another one as soon as a sheet of the interval no longer holds."""
+        return self.revisions.get(interval, 0), self.revision
+
+
+def in_service(seats: Seats, start: int, end: int) -> bool:
+    """Return whether any seat is in service between two moments."""
+    return bool(((seats.start < end) & (seats.end > start)).any())
+
+
+def onboarded_ratio(slots: Iterable[Mapping[str, Any]], at_unix_ms: int) -> float:
+    """Return the share of slots in service of all that are expected, onboarding or in service."""
+    states: dict[tuple[str, str], tuple[int, int]] = {}
+    for record in slots:
+        begins, ends = record["from_unix_ms"], record["to_unix_ms"] or FOREVER
+        if begins <= at_unix_ms < ends:
+            name = record["node"], record["slot"]
+            states[name] = max(states.get(name, (NEVER, 0)), (begins, record["state"]))
+    owned = [state for _, state in states.values() if state != SlotState.RETIRED]
+    return owned.count(SlotState.IN_SERVICE) / len(owned) if owned else 1.0

@@ -1,0 +1,92 @@
+"""What trust counts, and what it writes into the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from flopwatch_collector.control import operations
+from flopwatch_collector.control.store import ControlStore
+
+WAITING_MAX: Final = 1_000
+ORIGINS_MAX: Final = 10_000
+EVERY_MS: Final = 60_000
+"""One host's refusals are written at most so often: it tries again by itself, for ever."""
+
+
+class TrustMetrics:
+    """Counters of trust, for one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(f"flopwatch_trust_{name}_total", meaning, labels, registry=registry)
+
+        outcome = "outcome"
+        self.enrollments = counter("enrollments", "Tokens shown: issued, refused, failed.", outcome)
+        self.renewals = counter(
+            "renewals", "Certificates renewed: issued, refused, failed.", outcome
+        )
+        self.refusals = counter("refusals", "Nodes refused, by what they wanted.", "what")
+        self.unwritten = counter("audit_dropped", "Refusals that found no room in the audit log.")
+        self.expires = Gauge(
+            "flopwatch_trust_certificate_expires_seconds",
+            "How long the listener's certificate still holds.",
+            registry=registry,
+        )
+        self.unread = Gauge(
+            "flopwatch_trust_certificate_read_failures",
+            "Times that certificates on disk could not be used; those before are shown on.",
+            registry=registry,
+        )
+        self.denied = Gauge("flopwatch_trust_denied_nodes", "Nodes denied.", registry=registry)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    at_unix_ms: int
+    what: str
+    subject: str
+    origin: str
+    why: str
+
+
+class Refusals:
+    """Who was refused, on the way to the audit log: bounded, and written aside."""
+
+    def __init__(self, metrics: TrustMetrics, now_unix_ms: Callable[[], int]) -> None:
+        self._metrics = metrics
+        self._now_unix_ms = now_unix_ms
+        self._waiting: list[_Refusal] = []
+        self._told: dict[tuple[str, str], int] = {}
+
+    def note(self, what: str, subject: str, origin: str, why: str) -> None:
+        """Count a refusal, and keep it to be written unless its host was just told off."""
+        self._metrics.refusals.labels(what).inc()
+        now, host = self._now_unix_ms(), origin.rpartition(":")[0]
+        if now - self._told.get((what, host), -EVERY_MS) < EVERY_MS:
+            return
+        if len(self._waiting) >= WAITING_MAX:
+            self._metrics.unwritten.inc()
+            return
+        if len(self._told) >= ORIGINS_MAX:
+            self._told.clear()
+        self._told[what, host] = now
+        self._waiting.append(_Refusal(now, what, subject, origin, why[:500]))
+
+    def write(self, control: ControlStore) -> None:
+        """Write what waits. Raises: RetryableError: the rest waits on."""
+        while self._waiting:
+            first = self._waiting[0]
+            operations.record(
+                control,
+                first.at_unix_ms,
+                first.subject,
+                first.what,
+                first.subject,
+                origin=first.origin,
+                after={"why": first.why},
+            )
+            del self._waiting[0]
