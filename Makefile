@@ -4,8 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # What the test suite needs of the system: a compiler for the fake driver, a browser for the dashboard,
 # systemd-analyze for the units, names of PCI devices for the peak table, patchelf and rpm for packages,
-# a real Slurm for the rosters.
-PACKAGES := chromium gcc libc6-dev munge patchelf pci.ids rpm slurm-client slurmctld slurmd slurmrestd systemd
+# a real Slurm for the rosters, PostgreSQL and a balancer for several collectors.
+PACKAGES := chromium gcc haproxy libc6-dev mariadb-server-core munge patchelf pci.ids postgresql rpm slurm-client slurmctld slurmd slurmdbd slurmrestd systemd
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
 
 .DEFAULT_GOAL := help
@@ -55,14 +55,21 @@ docs: setup ## generate the documents that come from the code: configuration, me
 bench: setup debian ## run the benchmarks and rewrite their results under docs/measured
 	$(BIN)/python bench/agent.py
 	$(BIN)/python bench/collector.py
+	$(BIN)/python bench/collector.py --resolution 1
+	$(BIN)/python bench/remote_write.py
+	$(BIN)/python bench/remote_write.py --resolution 1
 	$(BIN)/python bench/stragglers.py
 	$(BIN)/python bench/step.py
+	$(BIN)/python bench/repeat.py
 
 soak: setup debian ## run the agent for two hours and write how it grew
 	$(BIN)/python bench/soak.py
 
-campaign: setup debian ## kill -9 of agent and child at random, KILLS times (200), from SEED (1): about 15 minutes
+campaign: setup debian ## kills of agent, child and collector, power losses, malformed messages, from SEED (1): hours
 	PYTHONPATH=tests $(BIN)/python -m campaign.kills $(or $(KILLS),200) $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.prefixes 10000 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.malformed 200000 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.delivery 1000 1000 200 $(or $(SEED),1)
 
 packages: setup debian ## build the packages that fleets install, .deb and .rpm, into dist
 	$(BIN)/python tools/packages.py dist

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
+import hypothesis as hypothesis  # its plugin does so at the end, where Python 3.11 may fail to compile it
 import pytest
 
 from privileges import refused

@@ -22,7 +22,8 @@ LONG_FUNCTIONS: Final[dict[str, str]] = {}
 READS_THE_CLOCK: Final = {
     "agent/flopwatch_agent/clock.py": "the agent's clock",
     "collector/flopwatch_collector/app.py": "the collector's clock",
-    "bench/collector.py": "sends rows of now",
+    "bench/fleet.py": "sends rows of now",
+    "bench/remote_write.py": "sends readings of now",
     "bench/measure.py": "dates what was measured",
     "client/flopwatch/sender.py": "the moment at which a job declares something",
     "agent/flopwatch_agent/driver/card.py": "a reading's own time, beside the driver call",

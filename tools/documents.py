@@ -10,12 +10,14 @@ from typing import Final
 import configuration
 import metrics
 import tables
+from flopwatch_collector.telemetry import sharded
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "docs/configuration.md": configuration.page,
     "docs/metrics.md": metrics.page,
     "docs/tables.md": tables.page,
+    "deploy/clickhouse/tables.sql": sharded.page,
 }
 
 

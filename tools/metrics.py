@@ -21,9 +21,11 @@ from flopwatch_agent.recorder import Recorder
 from flopwatch_agent.sources.kernel_log import KernelLog
 from flopwatch_agent.spool import Spool
 from flopwatch_agent.stream import Stream, StreamIdentity
+from flopwatch_agent.trust import Trust, TrustGauges
 from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.roster.metrics import RosterMetrics
 from flopwatch_collector.shared_metrics import SharedMetrics
+from flopwatch_collector.trust.records import TrustMetrics
 from flopwatch_collector.web.exposition import exposition
 
 HEAD: Final = """\
@@ -58,6 +60,7 @@ def agent_registry() -> CollectorRegistry:
     health.show_jobs(JobTable())
     health.show_probing(Probing(AgentConfig(data=Path("data")), clock))
     health.show_cards(Newest(), dtype="bf16", dcgm_hostname="n")
+    health.registry.register(TrustGauges(Trust(AgentConfig(data=Path("data")), clock)))
     return health.registry
 
 
@@ -66,6 +69,7 @@ def collector_metrics() -> list[Metric]:
     registry = CollectorRegistry()
     IngestMetrics(registry)
     RosterMetrics(registry)
+    TrustMetrics(registry)
     SharedMetrics(registry)
     text = exposition(generate_latest(registry).decode(), {"clusters": []})
     return list(text_string_to_metric_families(text))

@@ -131,8 +131,8 @@ def parts_of(tmp_path: Path, target: str, *sources: QuickSource) -> Parts:
     )
     clock = Clock()
     parts = build(config, clock)
-    parts.stream._backoff = Backoff(base_seconds=0.1)
-    parts.stream._random = random.Random(1)
+    parts.streams[0]._backoff = Backoff(base_seconds=0.1)
+    parts.streams[0]._random = random.Random(1)
     for source in sources:
         source.clock = clock
     parts.entries = tuple(
@@ -295,7 +295,7 @@ async def test_readings_watchdog_and_stream_go_on_while_the_disk_stalls(
     collector.welcome.oldest_start_unix_ms = 1  # as a real one: the spool is asked what is older
     source = QuickSource()
     parts = parts_of(tmp_path, collector.target, source)
-    parts.stream.status_seconds = parts.stream.idle_status_seconds = (
+    parts.streams[0].status_seconds = parts.streams[0].idle_status_seconds = (
         1.0  # by a clock of 20 s a second
     )
     fed: list[str] = []
@@ -328,7 +328,7 @@ async def test_acknowledgements_that_come_while_the_disk_stalls_become_one(
     tmp_path: Path, disk: Disk
 ) -> None:
     spool = Spool.open(tmp_path)
-    stream = parts_of(tmp_path / "agent", "127.0.0.1:1").stream
+    stream = parts_of(tmp_path / "agent", "127.0.0.1:1").streams[0]
     stream.spool = spool
     for start in range(10):
         rows = pb.IntervalRows(slot=[1], start_unix_ms=[start + 1], duration_ms=[1])

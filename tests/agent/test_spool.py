@@ -152,7 +152,7 @@ def test_a_large_payload_is_split_into_batches_that_hold_every_record() -> None:
     whole = pb.Payload(intervals=codec.encode_rows(rows))
     for i in range(40):
         whole.events.add(kind="xid", code=i)
-    parts = [codec.unpack(batch) for batch in split(whole, 4096)]
+    parts = [codec.unpack(batch) for batch in split(whole, 512)]
     assert len(parts) > 2
     starts = [s for p in parts for s in p.intervals.start_unix_ms]
     assert starts == list(range(1, 5001))

@@ -1,4 +1,4 @@
-"""A real telemetry store in a directory of its own, for every test that asks for one."""
+"""A real telemetry store in a directory of its own for every test that asks, and one real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from flopwatch_collector.telemetry.store import TelemetryStore
+from postgres import Postgres, postgres
 
 
 @pytest.fixture
@@ -16,3 +17,10 @@ def store(tmp_path: Path) -> Iterator[TelemetryStore]:
     opened = TelemetryStore.open(f"chdb://{tmp_path}/telemetry")
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Postgres]:
+    """One server; a test makes a database of its own in it."""
+    with postgres() as server:
+        yield server

@@ -1,4 +1,4 @@
-"""The control store on a real SQLite file."""
+"""The control store on a real SQLite file and on a real PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -25,12 +25,22 @@ from flopwatch_collector.inventory import Slot
 from flopwatch_collector.rules import Cause, Observation
 from flopwatch_proto.errors import RetryableError, UsageError
 from flopwatch_proto.rows import SlotState
+from postgres import Postgres
 
 NOW_MS = 1_800_000_000_000
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def dsn(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where each test that asks finds an empty store, once of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/control.db"
+    server: Postgres = request.getfixturevalue("postgresql")
+    return server.database()
+
+
 @pytest.fixture
-def dsn(tmp_path: Path) -> str:
+def file_dsn(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/control.db"
 
 
@@ -281,16 +291,6 @@ def test_the_audit_log_shows_when_an_entry_was_changed(control: ControlStore) ->
     assert not operations.audit_is_whole(control)
 
 
-def test_a_lease_changes_hands_only_when_it_ran_out_and_its_fence_grows(
-    control: ControlStore,
-) -> None:
-    assert operations.lease(control, "rules", "a", 0, 15_000) == 1
-    assert operations.lease(control, "rules", "b", 14_999, 15_000) is None
-    assert operations.lease(control, "rules", "a", 5_000, 15_000) == 1
-    assert operations.lease(control, "rules", "b", 20_000, 15_000) == 2
-    assert operations.lease(control, "rules", "a", 21_000, 15_000) is None
-
-
 def test_the_inventory_of_record_is_replaced_as_a_whole(control: ControlStore) -> None:
     old = [Slot(cluster="atlas", node="n1", slot="0"), Slot(cluster="boreas", node="n1", slot="0")]
     new = [Slot(cluster="atlas", node="n2", slot="1", state=SlotState.EXPECTED, to_unix_ms=5)]
@@ -301,15 +301,20 @@ def test_the_inventory_of_record_is_replaced_as_a_whole(control: ControlStore) -
     assert operations.inventory(control) == new
 
 
-def test_the_store_is_durable_and_read_while_it_is_written(control: ControlStore, dsn: str) -> None:
-    with control.reading() as connection:
-        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+def test_the_store_is_read_while_it_is_written(control: ControlStore, dsn: str) -> None:
     reader = ControlStore.open(dsn, migrate=False)
     with control.writing() as connection:
         connection.exec_driver_sql("DELETE FROM silence")
         assert reader.incidents() == []
     reader.close()
+
+
+def test_a_file_is_durable(file_dsn: str) -> None:
+    control = ControlStore.open(file_dsn)
+    with control.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    control.close()
 
 
 def test_collectors_that_start_together_migrate_once(dsn: str) -> None:
@@ -347,18 +352,18 @@ def test_a_password_stays_out_of_the_error() -> None:
     assert "canary" not in str(caught.value)
 
 
-def test_a_commit_survives_the_kill_of_its_process(tmp_path: Path, dsn: str) -> None:
+def test_a_commit_survives_the_kill_of_its_process(tmp_path: Path, file_dsn: str) -> None:
     script = (
         "import os, sys\n"
         "from flopwatch_collector.control.store import ControlStore\n"
         "from flopwatch_collector.incident_state import IncidentState\n"
-        f"control = ControlStore.open({dsn!r})\n"
+        f"control = ControlStore.open({file_dsn!r})\n"
         "control.save(states=[IncidentState(rule='mfu', cluster='atlas')])\n"
         "os.kill(os.getpid(), 9)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], env=dict(os.environ), check=False)
     assert ended.returncode == -9
-    again = ControlStore.open(dsn)
+    again = ControlStore.open(file_dsn)
     assert [state.rule for state in again.incidents()] == ["mfu"]
     again.close()
     with sqlite3.connect(tmp_path / "control.db") as raw:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flopwatch_collector.telemetry.dirty import DirtyMarks
+from flopwatch_collector.telemetry.dirty import SKEW_MS, DirtyMarks
 
 MINUTE = ("atlas", 60_000)
 
@@ -56,3 +56,37 @@ def test_a_minute_whose_rows_are_on_their_way_is_not_cleared() -> None:
     marks.mark([MINUTE], 100)
     assert marks.clear("atlas", [60_000], marks.begin(200)) == []
     assert store.is_dirty()
+
+
+class Landing:
+    """The marks of a collector that is one of several. Attributes: now_ms: of the clock that measures."""
+
+    def __init__(self, store: Marks) -> None:
+        self.now_ms = 0
+        self.marks = DirtyMarks(store, clock_ns=lambda: self.now_ms * 1_000_000)
+
+
+def test_a_commit_that_takes_long_stays_marked_though_another_collector_recomputed_meanwhile() -> (
+    None
+):
+    store = Marks()
+    store.exclusive = False
+    slow, other = Landing(store), DirtyMarks(store)
+    slow.marks.mark([MINUTE], 100_000)
+    began = other.begin(
+        100_000 + 2 * SKEW_MS
+    )  # it reads rows: those of the slow one are not there yet
+    slow.now_ms += 3 * SKEW_MS
+    slow.marks.settle([MINUTE], 100_000)  # the time of a commit is when it began
+    other.clear("atlas", [60_000], began)
+    assert store.is_dirty()
+
+
+def test_what_others_marked_before_a_recompute_is_cleared_by_it() -> None:
+    store = Marks()
+    store.exclusive = False
+    slow, other = Landing(store), DirtyMarks(store)
+    slow.marks.mark([MINUTE], 100_000)
+    slow.marks.settle([MINUTE], 100_000)
+    other.clear("atlas", [60_000], other.begin(100_000 + 2 * SKEW_MS))
+    assert not store.is_dirty()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+import pyarrow as pa
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
@@ -20,11 +21,11 @@ from flopwatch_collector.listen import IngestServer
 from flopwatch_collector.telemetry.dirty import dirty_minutes
 from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_proto import codec
-from flopwatch_proto.codec import Columns, IntervalRow
+from flopwatch_proto.codec import Columns
 from flopwatch_proto.errors import RetryableError, UsageError
-from flopwatch_proto.rows import Absence, Bucket
+from flopwatch_proto.rows import Absence
 from flopwatch_proto.v1 import telemetry_pb2 as pb
-from flopwatch_proto.v1 import telemetry_pb2_grpc
+from wire_agent import Agent, batch, row
 
 NOW_MS = time.time_ns() // 60_000_000_000 * 60_000  # the store drops rows that are too old
 MINUTE_MS = 60_000
@@ -37,11 +38,11 @@ class Heard:
     rows: list[int] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
-    def add(
-        self, cluster: str, node: str, simulated: bool, columns: Columns, stored_unix_ms: int
+    def add_many(
+        self, cluster: str, simulated: bool, columns: pa.Table, stored_unix_ms: int
     ) -> None:
         self.calls.append("add")
-        self.rows.extend(columns["start_unix_ms"])
+        self.rows.extend(columns["start_unix_ms"].to_pylist())
 
     def roster(self, cluster: str, simulated: bool, columns: Columns) -> None:
         self.calls.append("roster")
@@ -65,75 +66,6 @@ class Heard:
 
     def goodbye(self, cluster: str, node: str, back_in_ms: int, now_unix_ms: int) -> None:
         self.calls.append(f"goodbye {back_in_ms}")
-
-
-def row(start_unix_ms: int, *, slot: str = "0", **values: Any) -> IntervalRow:
-    return IntervalRow(
-        slot=slot,
-        start_unix_ms=start_unix_ms,
-        duration_ms=10_000,
-        bucket=Bucket.ACTIVE,
-        texts={"job": "j", "sku": "NVIDIA H100 80GB HBM3"},
-        card_times={"card_ms": 10_000, "covered_ms": 10_000},
-        values={"sm_active_ms": 9_000.0, "fp64_active_ms": Absence.NOT_SUPPORTED} | values,
-    )
-
-
-def batch(seq: int, rows: Sequence[IntervalRow] = (), **parts: Any) -> pb.AgentFrame:
-    packed = codec.pack(pb.Payload(intervals=codec.encode_rows(rows), **parts))
-    packed.seq = seq
-    return pb.AgentFrame(batch=packed)
-
-
-def hello(**different: Any) -> pb.AgentFrame:
-    words: dict[str, Any] = {
-        "protocol_revision": 1,
-        "cluster": "atlas",
-        "node_id": "n1",
-        "spool_id": "5" * 32,
-    }
-    return pb.AgentFrame(hello=pb.Hello(**(words | different)))
-
-
-class Agent:
-    """One stream to the collector, frame by frame."""
-
-    def __init__(self, port: int, **different: Any) -> None:
-        options = (("grpc.use_local_subchannel_pool", 1),)
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
-        stub: Any = telemetry_pb2_grpc.IngestStub(self.channel)
-        self.call = stub.Stream()
-        self.hello = hello(**different)
-
-    async def send(self, *frames: pb.AgentFrame) -> None:
-        for frame in frames:
-            await self.call.write(frame)
-
-    async def receive(self, kind: str) -> Any:
-        """Return the next frame of a kind, passing over others."""
-        async with asyncio.timeout(20):
-            while True:
-                frame = await self.call.read()
-                if frame.WhichOneof("frame") == kind:
-                    return getattr(frame, kind)
-
-    async def acked(self, seq: int) -> int:
-        """Wait until a seq is acknowledged; return the rows stored on the way."""
-        stored = 0
-        while True:
-            ack = await self.receive("ack")
-            stored += int(ack.stored_rows)
-            if ack.through_seq >= seq:
-                return stored
-
-    async def __aenter__(self) -> Agent:
-        await self.send(self.hello)
-        self.welcome = await self.receive("welcome")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.call.cancel()
-        await self.channel.close(None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -436,7 +368,7 @@ async def test_a_picture_of_now_that_fails_does_not_keep_rows_from_being_acknowl
     def fail(*_: object) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(Heard, "add", fail)
+    monkeypatch.setattr(Heard, "add_many", fail)
     async with Agent(served.port) as agent:
         await agent.send(batch(1, [row(NOW_MS)]))
         assert await agent.acked(1) == 1

@@ -136,7 +136,8 @@ def test_a_sweep_removes_superseded_lines_only(store: TelemetryStore) -> None:
             generation=generation,
             stored_unix_ms=NOW_MS,
         )
-    store.sweep("atlas", NOW_MS, NOW_MS + MINUTE_MS)
+    month = time.strftime("%Y%m", time.gmtime(NOW_MS / 1000))
+    store.sweep("line_minute", month)
     assert standing(store) == [("0", 60_000)]
     assert store.query("SELECT count() AS n FROM line_minute").to_pylist() == [{"n": 1}]
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flopwatch_agent.config import AgentConfig, ProbingConfig
+from flopwatch_agent.config import AgentConfig
 from flopwatch_agent.probing.budget import WINDOW_MS, Account, Accounts, Run, budget_ms
 from flopwatch_agent.probing.policy import (
     CardState,
@@ -23,6 +23,7 @@ from flopwatch_agent.probing.policy import (
     refusal,
     turn_of,
 )
+from flopwatch_agent.probing.settings import ProbingConfig
 from flopwatch_agent.reading import Device, Process, Reading, Share
 from flopwatch_proto.rows import Bucket
 

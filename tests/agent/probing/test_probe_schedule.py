@@ -13,13 +13,14 @@ import pytest
 
 from flopwatch_agent import calibrations
 from flopwatch_agent.clock import SystemClock
-from flopwatch_agent.config import AgentConfig, JobsConfig, ProbingConfig
+from flopwatch_agent.config import AgentConfig, JobsConfig
 from flopwatch_agent.interval import Fold
 from flopwatch_agent.probing.budget import Accounts
 from flopwatch_agent.probing.guard import Order
 from flopwatch_agent.probing.inbox import Inbox, Record
 from flopwatch_agent.probing.lock import Lock
 from flopwatch_agent.probing.schedule import Probing, Unit, take_wanted
+from flopwatch_agent.probing.settings import ProbingConfig
 from flopwatch_agent.probing.tags import Tags
 from flopwatch_agent.reading import Device, Process, Reading, Share
 from flopwatch_agent.release import Window
