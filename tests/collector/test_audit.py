@@ -170,6 +170,25 @@ async def test_a_row_of_two_spools_is_superseded_and_a_number_of_two_contents_is
     assert (await served.audit("n1")).verdict == "cloned"
 
 
+async def test_a_spool_that_sent_rows_and_no_word_of_itself_is_listed(served: Served) -> None:
+    async with Agent(served.port, node_id="mute") as agent:
+        await agent.send(*(batch(s, [row(NOW_MS + s * 10_000)]) for s in (1, 2)))
+        await agent.acked(2)
+        found = await served.audit("mute")
+        assert (found.verdict, found.stored_rows, found.missing_rows) == ("unspoken", 2, -2)
+        assert not balance.answer([found])["balanced"]
+        await agent.send(said(2, 2, 2))
+        assert (await heard(served, "mute", 2)).verdict == "balanced"
+
+
+def test_an_audit_that_could_not_compare_all_spools_balances_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert balance.answer([])["balanced"]
+    monkeypatch.setattr(balance, "SPOOLS_MAX", 0)
+    assert not balance.answer([])["balanced"]
+
+
 def test_a_window_takes_what_came_before_it_from_its_first_receipt() -> None:
     place = {"cluster": "c", "node": "n", "spool_id": "s"}
     word = place | {

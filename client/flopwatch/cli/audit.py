@@ -52,7 +52,9 @@ def audit(
     wrong = [spool for spool in spools if spool["verdict"] != "balanced"]
     for spool in wrong[:SHOWN_MAX]:
         typer.echo(said_of(spool), err=True)
-    return 1 if wrong else 0
+    if answer.data["truncated"]:
+        typer.echo("not all spools were compared: name --cluster or --node", err=True)
+    return 0 if answer.data["balanced"] else 1
 
 
 def said_of(spool: Record) -> str:
@@ -62,6 +64,11 @@ def said_of(spool: Record) -> str:
         return (
             f"{name}: {spool['twice']} batches came with two contents: its disk was copied, or set back; "
             "nothing can be proven of it"
+        )
+    if spool["verdict"] == "unspoken":
+        return (
+            f"{name}: {spool['stored_rows']} rows came, and no word of the spool itself: nothing can be "
+            "proven of it until its agent connects again"
         )
     return (
         f"{name}: {spool['missing_rows']} rows missing, {spool['missing_batches']} batches not accounted "

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from flopwatch_collector.telemetry import Reader
+from flopwatch_proto.errors import RetryableError
 
 SPOOLS_MAX: Final = 20_000
 LOSSES_MAX: Final = 100_000
@@ -67,6 +68,14 @@ SELECT {_PLACE}, kind, first_seq, count() AS batches, sum(batch_rows) AS total
 FROM {_LOSSES} AS l INNER JOIN {_BATCHES} AS b USING ({_PLACE})
 WHERE seq BETWEEN first_seq AND last_seq GROUP BY {_PLACE}, kind, first_seq
 """
+UNSPOKEN_SQL: Final = f"""
+SELECT {_PLACE}, any(simulated) AS is_simulated, count() AS batches, sum(batch_rows) AS total
+FROM (
+  SELECT {_PLACE}, seq, any(simulated) AS simulated, max(rows) AS batch_rows
+  FROM receipt WHERE {_SINCE} AND ({_PLACE}) NOT IN (SELECT {_PLACE} FROM spool)
+  GROUP BY {_PLACE}, seq
+) GROUP BY {_PLACE} ORDER BY {_PLACE} LIMIT {SPOOLS_MAX}
+"""
 ROWS_SQL: Final = f"""
 SELECT {_PLACE}, count() AS total
 FROM (SELECT {_PLACE}, seq FROM interval FINAL WHERE {_SINCE}) AS i
@@ -86,7 +95,8 @@ class Balance:
         missing_rows: handed over, and nowhere here; below zero: more is here than it handed over.
         missing_batches: numbers below the mark that nothing here accounts for.
         twice: batches that came with two contents.
-        verdict: balanced; missing; cloned (numbers were used twice, so nothing can be proven).
+        verdict: balanced; missing; cloned (numbers were used twice) and unspoken (rows came, but no word of
+            the spool's), of which nothing can be proven.
     """
 
     cluster: str
@@ -111,17 +121,21 @@ class Balance:
 def read(
     reader: Reader, since_unix_ms: int, *, cluster: str | None = None, node: str | None = None
 ) -> list[Balance]:
-    """Return the balance of every spool that ever said something of itself, since a moment.
+    """Return the balance of every spool that said something of itself, or sent rows since a moment.
 
     Raises:
-        RetryableError: the store does not answer within its bounds.
+        RetryableError: the store does not answer within its bounds, or more was lost than can be compared.
     """
     asked = {"since": since_unix_ms, "cluster": cluster or "", "node": node or ""}
-    words, receipts, losses, overlaps, rows = (
+    words, receipts, losses, overlaps, rows, unspoken = (
         reader.query(sql, asked).to_pylist()
-        for sql in (WORDS_SQL, RECEIPTS_SQL, LOSSES_SQL, OVERLAP_SQL, ROWS_SQL)
+        for sql in (WORDS_SQL, RECEIPTS_SQL, LOSSES_SQL, OVERLAP_SQL, ROWS_SQL, UNSPOKEN_SQL)
     )
-    return balances(words, receipts, losses, overlaps, rows)
+    if len(losses) == LOSSES_MAX:
+        raise RetryableError(
+            f"more than {LOSSES_MAX:,} losses: ask for a shorter window, a cluster or a node"
+        )
+    return balances(words, receipts, losses, overlaps, rows) + [_unspoken(r) for r in unspoken]
 
 
 def balances(
@@ -153,6 +167,29 @@ def balances(
         elsewhere = of_node[place[0], place[1]] - here
         found.append(_balance(word, receipt_of.get(place), lost[place], here, elsewhere))
     return found
+
+
+def _unspoken(record: Record) -> Balance:
+    rows = int(record["total"])
+    return Balance(
+        cluster=record["cluster"],
+        node=record["node"],
+        spool_id=record["spool_id"],
+        simulated=bool(record["is_simulated"]),
+        told_unix_ms=0,
+        acked_seq=0,
+        produced_rows=0,
+        before_rows=0,
+        stored_rows=rows,
+        superseded_rows=0,
+        gap_rows=0,
+        quarantined_rows=0,
+        waiting_rows=0,
+        missing_rows=-rows,
+        missing_batches=-int(record["batches"]),
+        twice=0,
+        verdict="unspoken",
+    )
 
 
 def _balance(
@@ -199,11 +236,12 @@ def answer(found: list[Balance]) -> dict[str, Any]:
     """Return the balances as the API gives them, with their sum; those that do not balance come first."""
     ordered = sorted(found, key=lambda b: (b.verdict == "balanced", b.cluster, b.node))
     names = [name for name in Balance.__slots__ if name.endswith("_rows")]
+    truncated = len(found) >= SPOOLS_MAX
     return {
-        "balanced": all(b.verdict == "balanced" for b in found),
+        "balanced": not truncated and all(b.verdict == "balanced" for b in found),
         "total": {name: sum(getattr(b, name) for b in found) for name in names},
         "spools": [asdict(b) for b in ordered],
-        "truncated": len(found) == SPOOLS_MAX,
+        "truncated": truncated,
     }
 
 
