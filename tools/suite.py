@@ -1,4 +1,4 @@
-"""The test suite, in processes beside each other: one computes, the others mostly wait for what they start.
+"""The test suite, in processes beside each other: some compute, others wait for what they start.
 
 .venv/bin/python tools/suite.py
 
@@ -17,28 +17,26 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PYTEST: Final = (sys.executable, "-m", "pytest", "-p", "no_skips", "--durations=10")
-WAITING: Final = (
-    ("tests/e2e",),
-    ("tests/cluster", "tests/slurm", "tests/systemd", "tests/test_verify_gpu.py"),
+# The stage of tests/e2e plays in real time from its beginning: what needs none of it goes elsewhere.
+ELSEWHERE: Final = "tests/e2e/test_standby.py"
+BESIDE: Final = (
+    ("tests/e2e", f"--ignore={ELSEWHERE}"),
+    (ELSEWHERE, "tests/cluster", "tests/slurm", "tests/systemd", "tests/test_verify_gpu.py"),
+    ("tests/collector", "tests/web"),
 )
 
 
 def main() -> int:
     """Run all parts and return the exit code."""
     environment = {**os.environ, "PYTHONPATH": "tests"}
-    waited_for = [path for part in WAITING for path in part]
-    computing = (*PYTEST, *(f"--ignore={path}" for path in waited_for))
+    beside = [path for part in BESIDE for path in part if not path.startswith("-")]
+    rest = (*PYTEST, *(f"--ignore={path}" for path in beside))
     with ExitStack() as stack:
         parts = []
-        for paths in WAITING:
+        for arguments in BESIDE:
             said = stack.enter_context(tempfile.TemporaryFile())
             part = subprocess.Popen(
-                (
-                    *PYTEST,
-                    "-p",
-                    "no:cacheprovider",
-                    *(path for path in paths if (ROOT / path).exists()),
-                ),
+                (*PYTEST, "-p", "no:cacheprovider", *arguments),
                 cwd=ROOT,
                 env=environment,
                 stdout=said,
@@ -46,7 +44,7 @@ def main() -> int:
             )
             stack.callback(part.terminate)
             parts.append((part, said))
-        codes = [subprocess.run(computing, cwd=ROOT, env=environment, check=False).returncode]
+        codes = [subprocess.run(rest, cwd=ROOT, env=environment, check=False).returncode]
         for part, said in parts:
             codes.append(part.wait())
             said.seek(0)

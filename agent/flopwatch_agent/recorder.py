@@ -79,8 +79,10 @@ class _Track:
 
     def add(self, reading: Reading) -> None:
         values = reading.values
-        if any(type(values[name]) is not Absence for name in values.keys() - self._bases.keys()):
-            self._widen(values)
+        if len(self._bases) < COLUMNS_MAX:
+            new = values.keys() - self._bases.keys()
+            if any(type(values[name]) is not Absence for name in new):
+                self._widen(values)
         get = values.get
         self.taken_unix_ms.append(reading.taken_unix_ms)
         self._rows.extend(

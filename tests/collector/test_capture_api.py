@@ -68,8 +68,11 @@ def _fill(store: TelemetryStore) -> None:
         put(store, cluster, "interval", twice, NOW_MS)
     simulated = row(now, node="sim-0", job="played") | {"simulated": True}
     put(store, "toy", "interval", [simulated], NOW_MS)
+    taken = (
+        time.time_ns() // 1_000_000
+    )  # a roster holds for minutes: not from the suite's beginning
     roster = {
-        "taken_unix_ms": NOW_MS, "valid_until_unix_ms": NOW_MS + 3_600_000, "source": "slurm",
+        "taken_unix_ms": taken, "valid_until_unix_ms": taken + 3_600_000, "source": "slurm",
         "node": "s0", "slot": "a", "job": "77", "bucket": int(Bucket.ALLOCATED), "weight": 1.0,
         "team": "", "user": "", "workload_class": "", "pending_jobs": 0, "pending_cards": 0,
         "simulated": False,

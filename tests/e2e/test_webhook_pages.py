@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -71,12 +72,18 @@ def test_agents_that_fall_silent_end_no_outage(stage: Stage) -> None:
     assert [p["action"] for p in stage.receiver.pages("muted", "allocation")] == ["trigger"]
 
 
+def actions(pages: list[dict[str, Any]]) -> list[str]:
+    """What pages of one outage say, in order; a resolve is repeated every 5 minutes."""
+    assert len({page["dedup_key"] for page in pages}) == 1
+    return list(dict.fromkeys(page["action"] for page in pages))
+
+
 def test_the_drop_is_resolved_once_after_recovery(stage: Stage) -> None:
     pages = awaited(
         lambda: found if len(found := stage.receiver.pages("drops")) > 1 else None,
         "the page of the recovery",
     )
-    assert [page["action"] for page in pages] == ["trigger", "resolve"]
+    assert actions(pages) == ["trigger", "resolve"]
     assert pages[1]["state"] == "resolved"
     assert pages[0]["dedup_key"] == pages[1]["dedup_key"]
     assert stage.outages("drops") == []
@@ -93,7 +100,7 @@ def test_a_collector_that_was_killed_ends_no_outage(stage: Stage) -> None:
     awaited(lambda: stage.judged("muted", since + 10_000), "judgements after the restart")
     assert stage.states("muted") == ["firing"]
     assert [p["action"] for p in stage.receiver.pages("muted", "allocation")] == ["trigger"]
-    assert [p["action"] for p in stage.receiver.pages("drops")] == ["trigger", "resolve"]
+    assert actions(stage.receiver.pages("drops")) == ["trigger", "resolve"]
     assert stage.receiver.pages("unwatched", "allocation") == []
 
 
