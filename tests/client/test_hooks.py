@@ -6,10 +6,10 @@ transformers is too large for the tests of every commit; `tests/client/train_hug
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,16 +54,18 @@ def said(agent: socket.socket) -> list[dict[str, Any]]:
 def test_a_lightning_training_is_counted_with_its_checkpoints_and_validations(
     agent: socket.socket, package: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), package, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    expected = json.loads(done.stdout.splitlines()[-1])
-    messages = said(agent)
+    messages: list[dict[str, Any]] = []
+    with open(tmp_path / "out", "w+") as out, open(tmp_path / "err", "w+") as err:
+        trainer = subprocess.Popen(
+            [sys.executable, str(PROGRAM), package, str(tmp_path)], stdout=out, stderr=err
+        )
+        while trainer.poll() is None:  # a socket that nobody reads holds ten messages
+            messages += said(agent)
+            time.sleep(0.05)
+        messages += said(agent)
+        assert trainer.returncode == 0, (err.seek(0), err.read()[-2000:])
+        out.seek(0)
+        expected = json.loads(out.read().splitlines()[-1])
     last = messages[-1]
     assert (last["event"], last["job"], last["dtype"]) == ("exit", "toy", "fp32")
     assert (last["steps_total"], last["step"]) == (expected["steps"], expected["steps"])
