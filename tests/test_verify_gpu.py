@@ -171,12 +171,12 @@ def test_a_dtype_on_another_pipe_and_a_refused_sample_disagree(tmp_path: Path) -
 
 
 def test_a_driver_that_hangs_costs_its_check_and_no_other(tmp_path: Path) -> None:
-    hang = ("--fake-line", "hang nvmlDeviceGetFieldValues deaf", "--check-seconds", "5")
+    hang = ("--fake-line", "hang nvmlDeviceGetFieldValues deaf", "--check-seconds", "20")
     done = verify(command(tmp_path, "record,nobody", *hang))
     assert done.returncode == 1
     found = checks(report(tmp_path))
     assert found["record"]["status"] == "failed"
-    assert "killed at its deadline of 5 s" in found["record"]["error"]
+    assert "killed at its deadline of 20 s" in found["record"]["error"]
     assert found["nobody"]["status"] == "agrees"
 
 
