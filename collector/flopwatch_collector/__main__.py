@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from flopwatch_collector import config as configuration
 from flopwatch_collector.app import serve
@@ -15,6 +17,11 @@ from flopwatch_collector.config import CollectorConfig
 from flopwatch_collector.supervised import supervised
 from flopwatch_proto import logs
 from flopwatch_proto.errors import FlopwatchError, UsageError
+
+SWITCH_SECONDS: Final = 0.001
+"""How long a thread keeps the interpreter while another waits: an acknowledgement needs it several times."""
+GARBAGE_THRESHOLDS: Final = (100_000, 20, 20)
+"""Streams and slots of a large fleet are a million objects that stay: to look at all of them takes long."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--inventory": ("inventory", flags.inventory),
             },
         )
+        _share_the_interpreter()
         asyncio.run(_run(config))
     except UsageError as exc:
         if str(exc):
@@ -43,6 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def _share_the_interpreter() -> None:
+    """Let agents wait little for the threads that store and judge, and for the collector of garbage."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 async def _run(config: CollectorConfig) -> None:

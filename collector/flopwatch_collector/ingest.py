@@ -38,9 +38,8 @@ from flopwatch_collector.ingest_limits import BATCH_BYTES_MAX
 from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.ingest_stream import Context, OpenStream, wrong
 from flopwatch_collector.telemetry.arrival import (
-    Arrival,
     Origin,
-    of_batch,
+    Unopened,
     of_gap,
     of_goodbye,
     oldest_start_unix_ms,
@@ -259,7 +258,13 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         match frame.WhichOneof("frame"):
             case "batch" if not self._draining:
                 await self._in_order(stream, frame.batch.seq, frame.batch.seq)
-                await self._commits.put(stream, self._arrival(stream, frame.batch))
+                batch = Unopened(
+                    origin=origin,
+                    batch=frame.batch,
+                    skew_ms=stream.skew.ms,
+                    inventoried=origin.cluster in self._inventoried,
+                )
+                await self._commits.put(stream, batch)
             case "gap" if not self._draining:
                 await self._in_order(stream, frame.gap.first_seq, frame.gap.last_seq)
                 await self._commits.put(stream, of_gap(origin, frame.gap))
@@ -313,19 +318,6 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
                 f"seq {first_seq}..{last_seq} after {received}: every seq must come, in order",
             )
         stream.received_seq = max(received or 0, last_seq)
-
-    def _arrival(self, stream: OpenStream, batch: pb.Batch) -> Arrival:
-        origin = stream.origin
-        try:
-            arrival = of_batch(origin, batch, self._now_unix_ms())
-            arrival.tables["receipt"]["skew_ms"] = [stream.skew.ms]
-            if origin.cluster in self._inventoried:
-                # Where an operator keeps the inventory, what a node says of its slots changes nothing.
-                arrival.tables.pop("slot", None)
-            return arrival
-        except PermanentError as exc:
-            code, _, message = str(exc).partition(": ")
-            return self._commits.group.refusal(origin, batch, code, message)
 
 
 def _origin(hello: pb.Hello) -> Origin:

@@ -18,7 +18,7 @@ from flopwatch_collector.ingest_limits import (
 )
 from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.ingest_stream import OpenStream
-from flopwatch_collector.telemetry.arrival import Arrival
+from flopwatch_collector.telemetry.arrival import Arrival, Unopened
 from flopwatch_collector.telemetry.group import GroupCommit
 from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_collector.telemetry.stored_rows import StoredRows
@@ -96,7 +96,7 @@ class Commits:
         """Whether few enough nodes report that they need not take turns."""
         return len(self.streams) < SMALL_FLEET_STREAMS
 
-    async def put(self, stream: OpenStream, arrival: Arrival) -> None:
+    async def put(self, stream: OpenStream, arrival: Arrival | Unopened) -> None:
         """Queue an arrival for the next commit; waits where a stream has too many already."""
         await stream.has_room()
         stream.came()

@@ -54,7 +54,7 @@ class OpenStream:
 
     def tell(self, frame: pb.CollectorFrame) -> None:
         """Write a frame as soon as the ones before it are written."""
-        if frame.HasField("ack"):
+        if self.outbox and frame.HasField("ack"):
             stored_rows = sum(f.ack.stored_rows for f in self.outbox)
             frame.ack.stored_rows += stored_rows
             self.outbox = [f for f in self.outbox if not f.HasField("ack")]

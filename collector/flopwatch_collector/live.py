@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from flopwatch_collector.agents import Agents
+from flopwatch_collector.ledger.absence import has_silence
 from flopwatch_collector.ledger.draft import Lines
 from flopwatch_collector.ledger.evidence import (
     FOREVER,
@@ -34,7 +35,7 @@ from flopwatch_collector.ledger.evidence import (
 )
 from flopwatch_collector.ledger.gather import Evidence, heard_in_rosters
 from flopwatch_collector.ledger.sheet import Sheet, joined, sheet_of_lines
-from flopwatch_collector.live_state import Known, in_service, onboarded_ratio
+from flopwatch_collector.live_state import Known, in_service
 from flopwatch_collector.live_tables import (
     COLUMNS,
     Word,
@@ -151,7 +152,7 @@ class Live:
                 name = record["node"], record["slot"], record["from_unix_ms"]
                 before = known.slots.get(name)
                 known.slots[name] = record
-                known.seats = None
+                known.declared()
                 if before is None or before | {"to_unix_ms": 0} != record | {"to_unix_ms": 0}:
                     known.said = None  # rosters are by key, and keys may have moved
                     known.forget_sheets(record["from_unix_ms"])
@@ -261,13 +262,10 @@ class Live:
             if not in_service(seats, tick_unix_ms - INTERVAL_MS, tick_unix_ms):
                 return []
             newest = Window(start=tick_unix_ms - INTERVAL_MS, end=tick_unix_ms)
-            lines = self._sheeted(known, newest)
+            lines, sheet = self._sheeted(known, newest)
             recent = joined(self._recent_sheets(known, tick_unix_ms))
             with self._lock:
-                heard, onboarded = (
-                    dict(known.heard),
-                    onboarded_ratio(known.slots.values(), tick_unix_ms),
-                )
+                heard, onboarded = dict(known.heard), known.onboarded_ratio(tick_unix_ms)
                 goodbyes = {n for n, (_, until) in known.goodbyes.items() if until >= tick_unix_ms}
             return [
                 allocation_observation(
@@ -275,6 +273,7 @@ class Live:
                     known.simulated,
                     newest,
                     lines,
+                    sheet,
                     heard=heard,
                     ready_unix_ms=self._ready_unix_ms,
                     goodbyes=goodbyes,
@@ -296,13 +295,12 @@ class Live:
         for start in range(tick_unix_ms - MFU_WINDOW_MS, tick_unix_ms, INTERVAL_MS):
             sheet = known.sheets.get(start)
             if sheet is None:
-                lines = self._sheeted(known, Window(start=start, end=start + INTERVAL_MS))
-                sheet = sheet_of_lines(lines.without_slots())
+                _, sheet = self._sheeted(known, Window(start=start, end=start + INTERVAL_MS))
             made.append(sheet)
         return made
 
-    def _sheeted(self, known: Known, window: Window) -> Lines:
-        """Judge an interval, and keep its sheet unless more was said of it meanwhile."""
+    def _sheeted(self, known: Known, window: Window) -> tuple[Lines, Sheet]:
+        """Judge an interval: per slot, and summed over slots, which is kept unless more was said of it."""
         with self._lock:
             standing = known.standing(window.start)
         lines = self._evidence(known, window).judge(window, window.end)
@@ -310,7 +308,7 @@ class Live:
         with self._lock:
             if known.standing(window.start) == standing:
                 known.sheets[window.start] = sheet
-        return lines
+        return lines, sheet
 
     def evidence(self, cluster: str, window: Window) -> tuple[bool, Evidence] | None:
         """Return whether a cluster is simulated, and its evidence for an interval; None without a roster."""
@@ -332,11 +330,12 @@ class Live:
             overlapping(self._compact(known, start, part), window) for start, part in parts.items()
         ]
         table = pa.concat_tables(tables) if tables else table_of([], "interval", COLUMNS)
-        heard = heard_in_rosters(rosters, seats, window)
-        rows = [max(known.heard.get(name, NEVER), self._ready_unix_ms) for name in seats.names]
-        spoken = np.minimum(np.array(rows, np.int64), window.start)
-        np.maximum(heard.before, spoken, out=heard.before)
-        return Evidence(seats=seats, rows=rows_of(table, seats), rosters=rosters, heard=heard)
+        heard, rows = heard_in_rosters(rosters, seats, window), rows_of(table, seats)
+        if has_silence(window, seats, rows, rosters):  # the words before matter to nothing else
+            words = [max(known.heard.get(name, NEVER), self._ready_unix_ms) for name in seats.names]
+            spoken = np.minimum(np.array(words, np.int64), window.start)
+            np.maximum(heard.before, spoken, out=heard.before)
+        return Evidence(seats=seats, rows=rows, rosters=rosters, heard=heard)
 
     def _said(self, known: Known) -> Rosters:
         if known.said is None:
@@ -376,7 +375,8 @@ class Live:
         ended = [k for k, r in known.slots.items() if 0 < r["to_unix_ms"] < oldest]
         for name in ended:
             del known.slots[name]
-            known.seats = known.said = None
+            known.declared()
+            known.said = None
 
     def _cluster(self, name: str, simulated: bool) -> Known:
         return self._clusters.setdefault(name, Known(simulated=simulated))

@@ -19,6 +19,7 @@ class Known:
 
     Attributes:
         goodbyes: node → when it took leave, and until when its silence is expected.
+        onboarded: share of slots in service, and until when it holds for moments that follow.
         revisions: interval → how often rows came for it; revision: how often all was to be judged again.
     """
 
@@ -34,6 +35,17 @@ class Known:
     newest_row_unix_ms: int | None = None
     seats: Seats | None = None
     said: Rosters | None = None
+    onboarded: tuple[float, int] = 1.0, NEVER
+
+    def declared(self) -> None:
+        """Make anew what follows from declarations."""
+        self.seats, self.onboarded = None, (1.0, NEVER)
+
+    def onboarded_ratio(self, at_unix_ms: int) -> float:
+        """Return the share of slots in service; counted again only when it may have changed."""
+        if at_unix_ms >= self.onboarded[1]:
+            self.onboarded = onboarded_ratio(self.slots.values(), at_unix_ms)
+        return self.onboarded[0]
 
     def forget_sheets(self, since_unix_ms: int) -> None:
         """Judge again, when asked, what ends after a moment."""
@@ -50,13 +62,19 @@ def in_service(seats: Seats, start: int, end: int) -> bool:
     return bool(((seats.start < end) & (seats.end > start)).any())
 
 
-def onboarded_ratio(slots: Iterable[Mapping[str, Any]], at_unix_ms: int) -> float:
-    """Return the share of slots in service of all that are expected, onboarding or in service."""
+def onboarded_ratio(slots: Iterable[Mapping[str, Any]], at_unix_ms: int) -> tuple[float, int]:
+    """Return the share of slots in service of all that are expected, and until when it stays so.
+
+    Expected are those that onboard or are in service.
+    """
     states: dict[tuple[str, str], tuple[int, int]] = {}
+    until = FOREVER
     for record in slots:
         begins, ends = record["from_unix_ms"], record["to_unix_ms"] or FOREVER
         if begins <= at_unix_ms < ends:
             name = record["node"], record["slot"]
             states[name] = max(states.get(name, (NEVER, 0)), (begins, record["state"]))
+        if ends > at_unix_ms:
+            until = min(until, begins if begins > at_unix_ms else ends)
     owned = [state for _, state in states.values() if state != SlotState.RETIRED]
-    return owned.count(SlotState.IN_SERVICE) / len(owned) if owned else 1.0
+    return owned.count(SlotState.IN_SERVICE) / len(owned) if owned else 1.0, until

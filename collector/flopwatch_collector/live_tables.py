@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flopwatch_collector.ledger.evidence import ROW_COLUMNS, Window
+from flopwatch_collector.ledger.evidence import ROW_COLUMNS, Window, codes_of
 from flopwatch_collector.telemetry.schema import TABLES
 from flopwatch_collector.telemetry.store import ARROW_TYPES
 
@@ -75,11 +75,8 @@ def overlapping(table: pa.Table, window: Window) -> pa.Table:
 
 def newest_rows(table: pa.Table) -> pa.Table:
     """Return each row once: a batch that came twice is the same rows twice."""
-    table = table.combine_chunks()
-    keyed = table.select(_KEY).append_column("at", pa.array(np.arange(table.num_rows)))
-    last = (
-        keyed.group_by(list(_KEY), use_threads=False)
-        .aggregate([("at", "max")])["at_max"]
-        .combine_chunks()
-    )
-    return table if len(last) == table.num_rows else table.take(last.sort())
+    key = codes_of([table[name] for name in _KEY])
+    _, last = np.unique(key[::-1], return_index=True)
+    if len(last) == table.num_rows:
+        return table
+    return table.take(pa.array(np.sort(table.num_rows - 1 - last)))

@@ -10,7 +10,7 @@ import numpy as np
 from flopwatch_collector.ledger.draft import ROSTER, Lines
 from flopwatch_collector.ledger.evidence import NEVER, Bools, Window
 from flopwatch_collector.ledger.figures import figures, lost_points
-from flopwatch_collector.ledger.sheet import Sheet, sheet_of_lines
+from flopwatch_collector.ledger.sheet import Sheet
 from flopwatch_collector.ledger.waterfall import waterfall
 from flopwatch_collector.rules import Cause, Observation
 from flopwatch_collector.rules.settings import RuleSettings
@@ -26,6 +26,7 @@ def allocation_observation(
     simulated: bool,
     window: Window,
     lines: Lines,
+    sheet: Sheet,
     *,
     heard: Mapping[tuple[str, str], int],
     ready_unix_ms: int,
@@ -37,14 +38,16 @@ def allocation_observation(
 
     Args:
         lines: of the window, per slot.
+        sheet: the same, summed over slots.
         heard: (node, slot) → end of its last row.
         goodbyes: nodes that took leave and are not yet overdue.
     """
-    sheet = sheet_of_lines(lines)
     length = window.end - window.start
     shown = figures(sheet, length)
     unseen = lines.bucket == Bucket.UNSEEN
-    leaving = np.array([lines.names[k][0] in goodbyes for k in lines.key], np.bool_)
+    leaving = np.zeros_like(unseen)
+    if goodbyes:
+        leaving = np.array([lines.names[k][0] in goodbyes for k in lines.key], np.bool_)
     points = lost_points(sheet)
     witnessed = (sheet.bucket == Bucket.MISSING) & (sheet.texts["allocation_source"] == ROSTER)
     return Observation(
@@ -167,7 +170,7 @@ def _silent(
     """Return node → its last word, of nodes that are unseen and took no leave."""
     nodes = {lines.names[k][0] for k in lines.key[mask]}
     last: dict[str, int] = {}
-    for (node, _), end in heard.items():
+    for (node, _), end in heard.items() if nodes else ():
         if node in nodes:
             last[node] = max(last.get(node, NEVER), end)
     return {node: max(last.get(node, NEVER), ready_unix_ms) for node in nodes}

@@ -119,6 +119,18 @@ def grouped(lines: Lines) -> Lines:
     place = ((lines.key * (max(Bucket) + 1) + lines.bucket) * 2 + lines.rogue) * max(len(made), 1)
     _, first, line = np.unique(place + group, return_index=True, return_inverse=True)
     count = len(first)
+    if count == len(line):  # nothing to add up: most of a window's lines have no second one
+        return replace(
+            lines,
+            groups=list(made),
+            key=lines.key[first],
+            bucket=lines.bucket[first],
+            rogue=lines.rogue[first],
+            group=group[first],
+            ints={n: v[first] for n, v in lines.ints.items()},
+            sums={n: v[first] for n, v in lines.sums.items()},
+            maxima={n: v[first] for n, v in lines.maxima.items()},
+        )
 
     def total(values: Floats) -> Floats:
         known = ~np.isnan(values)

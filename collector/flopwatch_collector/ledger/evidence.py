@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from flopwatch_collector.ledger.lines import DERIVED_SUMS, LINE_MAXIMA, LINE_SUMS, LINE_TEXTS
 from flopwatch_kernels import peaks
@@ -25,6 +27,7 @@ Bools = npt.NDArray[np.bool_]
 NEVER: Final = -(2**60)
 FOREVER: Final = 2**60
 ROSTER_HOLDS_MS: Final = 5 * 60_000
+_CODES_MAX: Final = 2**62
 ROW_TIMES: Final = ("card_ms", "covered_ms", "counted_ms", "resident_ms")
 ROW_SUMS: Final = tuple(s for s in LINE_SUMS if s not in DERIVED_SUMS)
 
@@ -77,12 +80,12 @@ class Window:
     end: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Seats:
     """Spans in which slots are in service. One seat: one span of one slot.
 
     Attributes:
-        names: key → (node, slot).
+        names: key → (node, slot), in their order.
         key, start, end: per seat; half open, ``FOREVER`` where nothing ends it.
         texts: per key: (sku, device_kind, dtype).
         peak_flops: per key: dense datasheet FLOP/s of the slot's sku and dtype; NaN when unknown.
@@ -96,9 +99,28 @@ class Seats:
     peak_flops: Floats
     simulated: bool = False
 
-    def index(self) -> dict[tuple[str, str], int]:
-        """Return (node, slot) → key."""
-        return {name: i for i, name in enumerate(self.names)}
+    @cached_property
+    def _index(self) -> tuple[pa.Array, pa.Array, Ints]:
+        """Nodes, slots, and per key their codes as one number, ascending as names are."""
+        nodes, slots = (
+            pa.array(sorted({name[i] for name in self.names}), pa.string()) for i in (0, 1)
+        )
+        of_node, of_slot = (
+            pc.index_in(pa.array([name[i] for name in self.names], pa.string()), known)
+            for i, known in ((0, nodes), (1, slots))
+        )
+        codes = of_node.to_numpy().astype(np.int64) * len(slots) + of_slot.to_numpy()
+        return nodes, slots, codes
+
+    def keys(self, table: pa.Table) -> Ints:
+        """Return the key of each row of a table with columns node and slot; -1 where there is no seat."""
+        if not table.num_rows or not self.names:
+            return np.full(table.num_rows, -1, np.int64)
+        nodes, slots, codes = self._index
+        node, slot = _found(table["node"], nodes), _found(table["slot"], slots)
+        wanted = node * len(slots) + slot
+        key = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+        return np.where((node >= 0) & (slot >= 0) & (codes[key] == wanted), key, -1)
 
 
 def seats_of(table: pa.Table, device_kind: str | None = None) -> Seats:
@@ -196,7 +218,7 @@ class Rows:
 
 def rows_of(table: pa.Table, seats: Seats) -> Rows:
     """Return the rows of a table with ``ROW_COLUMNS``; where rows overlap, the newest spool wins."""
-    key = _keys(table, seats.index())
+    key = seats.keys(table)
     kept = np.flatnonzero(key >= 0)
     if len(kept) < len(key):
         table, key = table.take(pa.array(kept)), key[kept]
@@ -227,15 +249,13 @@ def _without_overlaps(key: Ints, start: Ints, end: Ints, card_ms: Ints, table: p
         return everything
     # Cheap test first: per slot, card-time can exceed the union of its rows only where they overlap.
     order = np.lexsort((start, key))
-    reach = end[order].copy()
-    first = np.flatnonzero(np.diff(key[order], prepend=-1))
-    for a, b in zip(first, [*first[1:], len(order)], strict=True):
-        reach[a:b] = np.maximum.accumulate(reach[a:b])
-    begins = start[order].copy()
-    begins[1:] = np.where(
-        key[order][1:] == key[order][:-1], np.maximum(begins[1:], reach[:-1]), begins[1:]
-    )
-    union = np.bincount(key[order], np.maximum(reach - begins, 0))
+    sorted_key, begins, ends = key[order], start[order] - start.min(), end[order] - start.min()
+    # Slots lie one after the other on one line, so that one running maximum serves all of them.
+    apart = sorted_key * (ends.max() + 1)
+    reach = np.maximum.accumulate(ends + apart) - apart
+    same = sorted_key[1:] == sorted_key[:-1]
+    begins[1:] = np.where(same, np.maximum(begins[1:], reach[:-1]), begins[1:])
+    union = np.bincount(sorted_key, np.maximum(reach - begins, 0))
     crowded = np.flatnonzero(np.bincount(key, card_ms) > union + 1)
     if not len(crowded):
         return everything
@@ -288,7 +308,7 @@ def rosters_of(table: pa.Table, seats: Seats) -> Rosters:
     demand[hold] = _demand(_floats(table, "pending_cards"), _floats(table, "free_cards"))
     until = np.minimum(until, starts + ROSTER_HOLDS_MS)
     ends = np.minimum(until, np.append(starts[1:], FOREVER))
-    key = _keys(table, seats.index())
+    key = seats.keys(table)
     kept = np.flatnonzero((key >= 0) & (_floats(table, "weight") > 0))
     kept = kept[np.lexsort((key[kept], hold[kept]))]
     entries = table.take(pa.array(kept))
@@ -329,9 +349,8 @@ class Heard:
 def heard_of(before: pa.Table, after: pa.Table, seats: Seats) -> Heard:
     """Return the words around a window. Columns: node, slot, heard_unix_ms."""
     heard = Heard.nothing(seats)
-    index = seats.index()
     for table, out, pick in ((before, heard.before, np.maximum), (after, heard.after, np.minimum)):
-        key = _keys(table, index)
+        key = seats.keys(table)
         said = _ints(table, "heard_unix_ms")
         pick.at(out, key[key >= 0], said[key >= 0])
     return heard
@@ -339,17 +358,27 @@ def heard_of(before: pa.Table, after: pa.Table, seats: Seats) -> Heard:
 
 def group_texts(columns: Sequence[pa.ChunkedArray]) -> tuple[Ints, list[tuple[str, ...]]]:
     """Return (group of each row, groups) of equal-length text columns."""
-    count = len(columns[0])
-    code = np.zeros(count, np.int64)
-    parts: list[tuple[Ints, list[str]]] = []
-    for column in columns:
-        codes, values = _codes(column)
-        parts.append((codes, values))
-        if len(values) > 1:
-            _, code = np.unique(code * len(values) + codes, return_inverse=True)
-    _, first, group = np.unique(code, return_index=True, return_inverse=True)
+    parts = [_codes(column) for column in columns]
+    _, first, group = np.unique(_combined(parts), return_index=True, return_inverse=True)
     groups = [tuple(values[codes[i]] for codes, values in parts) for i in first]
     return group.astype(np.int64), groups
+
+
+def codes_of(columns: Sequence[pa.ChunkedArray]) -> Ints:
+    """Return a number per row, the same for rows that are the same in all these columns."""
+    return _combined([_codes(column) for column in columns])
+
+
+def _combined(parts: Sequence[tuple[Ints, list[str]]]) -> Ints:
+    """Return the codes of several columns as one."""
+    code, size = np.zeros(len(parts[0][0]), np.int64), 1
+    for codes, values in parts:
+        if size * max(len(values), 1) > _CODES_MAX:
+            made, code = np.unique(code, return_inverse=True)
+            size = len(made)
+        if len(values) > 1:
+            code, size = code * len(values) + codes, size * len(values)
+    return code
 
 
 def _codes(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
@@ -365,12 +394,11 @@ def _codes(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
     ), encoded.dictionary.to_pylist()
 
 
-def _keys(table: pa.Table, index: dict[tuple[str, str], int]) -> Ints:
-    if not table.num_rows:
-        return np.zeros(0, np.int64)
-    pair, pairs = group_texts([table["node"], table["slot"]])
-    known = np.array([index.get((p[0], p[1]), -1) for p in pairs], np.int64)
-    return known[pair]
+def _found(column: pa.ChunkedArray, known: pa.Array) -> Ints:
+    """Return the place of each text among the known ones, -1 where it is none of them."""
+    codes, values = _codes(column)
+    places = pc.index_in(pa.array(values, pa.string()), known).fill_null(-1)
+    return np.asarray(places.to_numpy(zero_copy_only=False), np.int64)[codes]
 
 
 def _ints(table: pa.Table, name: str) -> Ints:

@@ -12,6 +12,7 @@ Unknown is None, never 0.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -146,11 +147,14 @@ def _sigma(allocated: Sheet, name: str) -> float:
 def _shares(allocated: Sheet, column: str, name: str, *, unknown: str) -> list[Figures]:
     """Return [{name: …, "share": of allocated card-time}], largest first."""
     total = allocated.time()
-    shares: dict[str, int] = {}
-    for text, card_ms in zip(allocated.texts[column], allocated.ints["card_ms"], strict=True):
-        shares[str(text) or unknown] = shares.get(str(text) or unknown, 0) + int(card_ms)
+    texts, place = np.unique(allocated.texts[column], return_inverse=True)
+    card_ms = np.zeros(len(texts), np.int64)
+    np.add.at(card_ms, place, allocated.ints["card_ms"])
+    shares: Counter[str] = Counter()
+    for text, ms in zip(texts, card_ms, strict=True):
+        shares[str(text) or unknown] += int(ms)
     ordered = sorted(shares.items(), key=lambda kv: (-kv[1], kv[0]))
-    return [{name: text, "share": card_ms / total} for text, card_ms in ordered if card_ms]
+    return [{name: text, "share": ms / total} for text, ms in ordered if ms]
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

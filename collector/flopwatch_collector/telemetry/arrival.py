@@ -1,6 +1,7 @@
 """What arrived on a stream, as columns of the tables; and the one commit that stores many of them.
 
-`of_batch`, `of_gap` and `of_refusal` are pure: a frame becomes an `Arrival`. Rows of cards and hosts stay
+`of_batch`, `of_gap` and `of_refusal` are pure: a frame becomes an `Arrival`; a batch waits as it came
+(`Unopened`) for the thread that commits. Rows of cards and hosts stay
 packed in it: `commit` reads those of a whole group at once, and stores everything in an order that a crash
 may cut anywhere: marks, rows, receipts. Everything in it may be repeated.
 """
@@ -92,6 +93,43 @@ class Arrival:
     batch: pb.Batch | None = None
     goodbye_back_in_ms: int | None = None
     refused: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unopened:
+    """A batch as it came.
+
+    Attributes:
+        skew_ms: how far the node's clock is from this one's; None: not known yet.
+        inventoried: an operator keeps the cluster's inventory: what a node says of its slots changes nothing.
+    """
+
+    origin: Origin
+    batch: pb.Batch
+    skew_ms: int | None = None
+    inventoried: bool = False
+
+    @property
+    def interval_rows(self) -> int:
+        """Rows that it says it holds."""
+        return self.batch.row_count
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on the wire."""
+        return len(self.batch.payload)
+
+    def opened(self, now_unix_ms: int) -> Arrival:
+        """Return what it holds.
+
+        Raises:
+            PermanentError: as `of_batch`.
+        """
+        arrival = of_batch(self.origin, self.batch, now_unix_ms)
+        arrival.tables["receipt"]["skew_ms"] = [self.skew_ms]
+        if self.inventoried:
+            arrival.tables.pop("slot", None)
+        return arrival
 
 
 def oldest_start_unix_ms(now_unix_ms: int) -> int:

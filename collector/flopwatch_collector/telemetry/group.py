@@ -20,6 +20,7 @@ import structlog
 from flopwatch_collector.telemetry.arrival import (
     Arrival,
     Origin,
+    Unopened,
     commit,
     of_refusal,
     unfit,
@@ -32,7 +33,7 @@ from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 log = structlog.get_logger()
 
-COMMIT_SECONDS_MAX: Final = 0.75
+COMMIT_SECONDS_MAX: Final = 0.5
 COMMIT_ROWS_MAX: Final = 50_000
 UNACKED_BYTES_MAX: Final = 256 * 1024**2
 RETRY_SECONDS: Final = (0.5, 1.0, 2.0, 5.0)
@@ -69,7 +70,8 @@ class GroupCommit(Generic[From]):
         self._store = store
         self._outcome = outcome
         self._now_unix_ms = now_unix_ms
-        self._pending: list[tuple[From, Arrival]] = []
+        self._pending: list[tuple[From, Arrival | Unopened]] = []
+        self._first_seconds = 0.0
         self._pending_rows = 0
         self.unacked_bytes = 0
         self._arrived = asyncio.Event()
@@ -86,9 +88,11 @@ class GroupCommit(Generic[From]):
         """Whether agents should hold what they have."""
         return self.unacked_bytes >= UNACKED_BYTES_MAX // 2
 
-    async def put(self, sender: From, arrival: Arrival) -> None:
+    async def put(self, sender: From, arrival: Arrival | Unopened) -> None:
         """Queue an arrival; waits where agents ignore that they have no credit."""
         await self._room.wait()
+        if not self._pending:
+            self._first_seconds = asyncio.get_running_loop().time()
         self._pending.append((sender, arrival))
         self._pending_rows += arrival.interval_rows
         self._add_bytes(arrival.size_bytes)
@@ -118,7 +122,7 @@ class GroupCommit(Generic[From]):
             if not self._pending and self._stopping:
                 return
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(COMMIT_SECONDS_MAX):
+                async with asyncio.timeout_at(self._first_seconds + COMMIT_SECONDS_MAX):
                     await self._full.wait()
             group, self._pending, self._pending_rows = self._pending, [], 0
             self._arrived.clear()
@@ -129,9 +133,12 @@ class GroupCommit(Generic[From]):
             if group:
                 await self._commit(group)
 
-    async def _commit(self, group: list[tuple[From, Arrival]]) -> None:
-        size_bytes = sum(arrival.size_bytes for _, arrival in group)
+    async def _commit(self, came: list[tuple[From, Arrival | Unopened]]) -> None:
+        size_bytes = sum(arrival.size_bytes for _, arrival in came)
         failures = 0
+        group = await asyncio.get_running_loop().run_in_executor(
+            self._thread, self._open, came, self._now_unix_ms()
+        )
         while True:
             began = time.monotonic()
             now_unix_ms = self._now_unix_ms()
@@ -155,6 +162,25 @@ class GroupCommit(Generic[From]):
                 self._thread, self._outcome.rows, rows, now_unix_ms
             )
         self._outcome.stored(group, now_unix_ms)
+
+    def _open(
+        self, came: list[tuple[From, Arrival | Unopened]], now_unix_ms: int
+    ) -> list[tuple[From, Arrival]]:
+        """Open what came, in the thread that commits: streams are read meanwhile."""
+        return [
+            (sender, self._opened(one, now_unix_ms) if isinstance(one, Unopened) else one)
+            for sender, one in came
+        ]
+
+    def _opened(self, one: Unopened, now_unix_ms: int) -> Arrival:
+        try:
+            return one.opened(now_unix_ms)
+        except PermanentError as exc:
+            code, _, message = str(exc).partition(": ")
+        except Exception as exc:  # ours to repair; set aside, it does not block the others
+            log.exception("batch_unreadable", node=one.origin.node, seq=one.batch.seq)
+            code, message = "unreadable", repr(exc)
+        return self.refusal(one.origin, one.batch, code, message)
 
     async def _wait(self, failures: int, why: Exception) -> int:
         seconds = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
