@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import psutil
 from fleet import CLUSTER, node_name
-from measure import FLOPWATCH, ROOT, costs, machine, write
+from measure import ROOT, collecting, costs, ended, machine, write
 
 from flopwatch_collector.telemetry.remote import RemoteStore
 from flopwatch_proto import rows
@@ -31,7 +31,6 @@ from flopwatch_proto import rows
 sys.path.append(str(ROOT / "tests"))
 from pki import Pki
 
-READY_S_MAX: Final = 60.0
 CONNECT_S_MAX: Final = 300.0
 SETTLE_S: Final = 30.0
 _REMARKS: Final = (
@@ -50,22 +49,22 @@ async def measure(nodes: int, seconds: float, resolution: int, tls: bool) -> dic
         if tls:
             _certificates(directory, nodes)
         async with (
-            _collector(directory, tls) as (collector, ingest),
+            collecting(directory, tls) as (main_pid, ingest),
             _fleet(directory, nodes, seconds, resolution, ingest, tls) as fleet,
         ):
             reader = RemoteStore(directory / "data/read.sock")
-            return await _figures(collector, fleet, reader, seconds)
+            return await _figures(main_pid, fleet, reader, seconds)
 
 
 async def _figures(
-    collector: int, fleet: asyncio.subprocess.Process, reader: RemoteStore, seconds: float
+    main_pid: int, fleet: asyncio.subprocess.Process, reader: RemoteStore, seconds: float
 ) -> dict[str, Any]:
     connected = await _said(fleet)
     await asyncio.sleep(SETTLE_S)
     await _report(fleet)  # what came before is not counted
     before, started = await _metrics(reader), time.monotonic()
     found, senders = await asyncio.gather(
-        asyncio.to_thread(costs, collector, seconds), asyncio.to_thread(costs, fleet.pid, seconds)
+        asyncio.to_thread(costs, main_pid, seconds), asyncio.to_thread(costs, fleet.pid, seconds)
     )
     lasted = time.monotonic() - started
     after, said = await _metrics(reader), await _report(fleet)
@@ -88,46 +87,18 @@ async def _figures(
         "commits_per_s": round(commits / lasted, 2),
         "commit_mean_ms": round(1000 * commit_s / commits, 1) if commits else None,
         "ack_ms": said["ack_ms"],
-        **{_role(pid, collector): asdict(cost) for pid, cost in found.items()},
+        **{_role(pid, main_pid): asdict(cost) for pid, cost in found.items()},
         "fleet": asdict(senders[fleet.pid]),
     }
 
 
-def _role(pid: int, collector: int) -> str:
-    if pid == collector:
+def _role(pid: int, main_pid: int) -> str:
+    if pid == main_pid:
         return "main"
     return "web" if "web" in " ".join(psutil.Process(pid).cmdline()) else f"child_{pid}"
 
 
 # ---- the processes ------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _collector(directory: Path, tls: bool) -> AsyncIterator[tuple[int, str]]:
-    """Run a collector; yield its pid and ingest address when its dashboard serves, too."""
-    data = ["--data", str(directory / "data")]
-    if tls:
-        data += ["--config", str(directory / "collector.toml")]
-    listen = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
-    with (directory / "collector.log").open(
-        "wb"
-    ) as log:  # it tells of every node that comes or goes
-        process = await asyncio.create_subprocess_exec(
-            *(FLOPWATCH, "collector", *data, *listen), stdout=subprocess.PIPE, stderr=log
-        )
-    assert process.stdout is not None
-    said: dict[str, str] = {}
-    try:
-        async with asyncio.timeout(READY_S_MAX):
-            while not {"ingest", "dashboard"} <= said.keys():
-                line = (await process.stdout.readline()).decode()
-                if not line:
-                    sys.exit((directory / "collector.log").read_text(encoding="utf-8"))
-                name, _, value = line.strip().partition(" ")
-                said[name] = value
-        yield process.pid, said["ingest"]
-    finally:
-        await _end(process)
 
 
 @asynccontextmanager
@@ -145,7 +116,7 @@ async def _fleet(
     try:
         yield process
     finally:
-        await _end(process)
+        await ended(process)
 
 
 def _certificates(directory: Path, nodes: int) -> None:
@@ -176,17 +147,6 @@ async def _report(fleet: asyncio.subprocess.Process) -> dict[str, Any]:
     fleet.stdin.write(b"\n")
     await fleet.stdin.drain()
     return await _said(fleet)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        try:
-            async with asyncio.timeout(30):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-    await process.wait()
 
 
 # ---- what they say ------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +21,7 @@ import psutil
 ROOT: Final = Path(__file__).resolve().parent.parent
 MEASURED: Final = ROOT / "docs/measured"
 FLOPWATCH: Final = str(Path(sys.executable).with_name("flopwatch"))
+READY_S_MAX: Final = 60.0
 _MIB: Final = 1 << 20
 
 
@@ -154,3 +158,43 @@ def _flat(tree_: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
             yield from _flat(value, f"{prefix}{key} · ")
         else:
             yield f"{prefix}{key}".replace("_", " "), value
+
+
+@asynccontextmanager
+async def collecting(directory: Path, tls: bool) -> AsyncIterator[tuple[int, str]]:
+    """Run a collector; yield its pid and ingest address when its dashboard serves, too."""
+    data = ["--data", str(directory / "data")]
+    if tls:
+        data += ["--config", str(directory / "collector.toml")]
+    listen = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    with (directory / "collector.log").open(
+        "wb"
+    ) as log:  # it tells of every node that comes or goes
+        process = await asyncio.create_subprocess_exec(
+            *(FLOPWATCH, "collector", *data, *listen), stdout=subprocess.PIPE, stderr=log
+        )
+    assert process.stdout is not None
+    said: dict[str, str] = {}
+    try:
+        async with asyncio.timeout(READY_S_MAX):
+            while not {"ingest", "dashboard"} <= said.keys():
+                line = (await process.stdout.readline()).decode()
+                if not line:
+                    sys.exit((directory / "collector.log").read_text(encoding="utf-8"))
+                name, _, value = line.strip().partition(" ")
+                said[name] = value
+        yield process.pid, said["ingest"]
+    finally:
+        await ended(process)
+
+
+async def ended(process: asyncio.subprocess.Process) -> None:
+    """End a process: kindly, then not."""
+    if process.returncode is None:
+        process.terminate()
+        try:
+            async with asyncio.timeout(30):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+    await process.wait()

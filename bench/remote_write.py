@@ -1,17 +1,19 @@
-"""The same readings into VictoriaMetrics and Prometheus, by remote write: values per CPU-second, and bytes.
+"""The same readings into flopwatch, VictoriaMetrics and Prometheus: values per CPU-second, and bytes.
 
-    .venv/bin/python bench/remote_write.py [--nodes 1000] [--seconds 40] [--resolution 10]
+    .venv/bin/python bench/remote_write.py [--nodes 1000] [--periods 8] [--resolution 10]
 
-One connection after the other sends what nodes of 8 cards read in 10 s as one request: a series for every
-value of a card, with one reading (or ten at 1 s). Requests are made beforehand, so that the sender's cost
-does not bound the server's: what counts is the CPU time of the server's process. The servers are Debian's
-victoria-metrics and prometheus, as they come, on loopback in clear text. The collector under the same rows:
-bench/collector.py.
+Each is sent what nodes of 8 cards read in 10 s, period after period, as fast as it takes it. The peers get it
+by remote write over one connection: a request per node and reading, with a series for every value of a card.
+The collector gets it as agents send it: a stream per node, a batch per node and 10 s. Everything is
+made beforehand, so that the sender's cost does not bound the server's: what counts is the CPU time of the
+server's processes, of the collector's with its rules, its rollups and its dashboard process. The peers are
+Debian's victoria-metrics and prometheus, as they come; all on loopback in clear text.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import socket
 import struct
@@ -24,14 +26,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-from fleet import CARDS, messages, node_name
-from measure import machine, tree, write
+from fleet import CARDS, Fleet, messages, moved, node_name
+from measure import collecting, machine, tree, write
 
-from flopwatch_proto import rows
+from flopwatch_proto import codec, rows
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 READY_S_MAX: Final = 30.0
 VARIANTS: Final = 50
+PERIOD_MS: Final = 10_000
+FIRST_UNIX_MS: Final = time.time_ns() // 10_000_000_000 * PERIOD_MS - 3_000_000
 HEADERS: Final = {
     "Content-Encoding": "snappy",
     "Content-Type": "application/x-protobuf",
@@ -75,17 +79,13 @@ def _series(message: pb.IntervalRows, node: str) -> list[tuple[bytes, list[float
     return found
 
 
-def _request(series: list[tuple[bytes, list[float]]], start_unix_ms: int, step_ms: int) -> bytes:
-    """Return a WriteRequest, compressed."""
-    body = []
-    for labels, values in series:
-        samples = b"".join(
-            _field(
-                2, b"\x09" + struct.pack("<d", v) + b"\x10" + _varint(start_unix_ms + i * step_ms)
-            )
-            for i, v in enumerate(values)
-        )
-        body.append(_field(1, labels + samples))
+def _request(series: list[tuple[bytes, list[float]]], reading: int, unix_ms: int) -> bytes:
+    """Return a WriteRequest with one reading of every series, compressed."""
+    time_of = b"\x10" + _varint(unix_ms)
+    body = [
+        _field(1, labels + _field(2, b"\x09" + struct.pack("<d", values[reading]) + time_of))
+        for labels, values in series
+    ]
     return bytes(pa.compress(b"".join(body), codec="snappy", asbytes=True))
 
 
@@ -132,68 +132,121 @@ def _peer(name: str, directory: Path, port: int) -> tuple[list[str], str, str]:
     return [*command, listen, "--web.enable-remote-write-receiver"], "/-/ready", "/api/v1/write"
 
 
-def measure(name: str, nodes: int, seconds: float, resolution: int) -> dict[str, Any]:
-    """Return what a server took for the readings of that many nodes, period after period."""
+def of_peer(name: str, nodes: int, periods: int, resolution: int) -> dict[str, Any]:
+    """Return what a peer took for the readings of that many nodes, period after period."""
     shapes = messages(min(nodes, VARIANTS), resolution)
     fleet = [_series(shapes[i % len(shapes)], node_name(i)) for i in range(nodes)]
     values = sum(len(v) for series in fleet for _, v in series)
+    readings = 10 // resolution
     with tempfile.TemporaryDirectory() as scratch:
         port = _free_port()
         command, ready, path = _peer(name, Path(scratch) / name, port)
         with _server(command, port, ready) as pid:
             connection = http.client.HTTPConnection("127.0.0.1", port)
-            start_unix_ms = time.time_ns() // 10_000_000_000 * 10_000 - 3_000_000
-            sent = taken = periods = 0
-            cpu_s = 0.0
-            end = time.monotonic() + seconds
-            while time.monotonic() < end or periods < 3:
-                requests = [_request(s, start_unix_ms, 1000 * resolution) for s in fleet]
-                before = tree(pid)[pid].cpu_seconds
+            sent, cpu_s = 0, 0.0
+            for period in range(periods + 1):
+                start_unix_ms = FIRST_UNIX_MS + PERIOD_MS * period
+                requests = [
+                    _request(series, reading, start_unix_ms + 1000 * resolution * reading)
+                    for reading in range(readings)
+                    for series in fleet
+                ]
+                before = _cpu_seconds(pid)
                 for request in requests:
                     connection.request("POST", path, request, HEADERS)
                     answer = connection.getresponse()
                     body = answer.read()
                     assert answer.status in (200, 204), body[:500]
-                if periods:  # the first makes the series
-                    taken, sent = taken + values, sent + sum(len(each) for each in requests)
-                    cpu_s += tree(pid)[pid].cpu_seconds - before
-                start_unix_ms += 10_000
-                periods += 1
-            rss_mib = tree(pid)[pid].rss_bytes / 2**20
-            time.sleep(6)
-            disk = sum(f.stat().st_size for f in Path(scratch).rglob("*") if f.is_file())
+                if period:  # the first makes the series
+                    sent += sum(len(each) for each in requests)
+                    cpu_s += _cpu_seconds(pid) - before
+            return _figures(values, periods, sent, cpu_s, pid, Path(scratch), values // nodes)
+
+
+async def of_flopwatch(nodes: int, periods: int, resolution: int) -> dict[str, Any]:
+    """Return what the collector took for the same readings."""
+    with tempfile.TemporaryDirectory() as scratch:
+        async with collecting(Path(scratch), tls=False) as (pid, ingest):
+            fleet = Fleet(ingest, nodes, resolution, None)
+            await fleet.connect()
+            shapes = fleet.messages[:VARIANTS]
+            sent, cpu_s = 0, 0.0
+            for period in range(periods + 1):
+                start_unix_ms = FIRST_UNIX_MS + PERIOD_MS * period
+                batches = [
+                    codec.pack(pb.Payload(intervals=moved(shape, start_unix_ms)))
+                    for shape in shapes
+                ]
+                fleet.report()
+                before = _cpu_seconds(pid)
+                for i, node in enumerate(fleet.nodes):
+                    node.send(batches[i % len(batches)], fleet.rows)
+                    if i % 20 == 0:
+                        await asyncio.sleep(0)
+                while any(node.sent_at for node in fleet.nodes):
+                    await asyncio.sleep(0.01)
+                if period:
+                    sent += fleet.sent_bytes
+                    cpu_s += _cpu_seconds(pid) - before
+            assert not fleet.errors, fleet.errors[:3]
+            fleet.ending = True
+            per_node = [sum(len(v) for _, v in _series(shape, "")) for shape in shapes]
+            values = sum(per_node[i % len(shapes)] for i in range(nodes))
+            return _figures(
+                values, periods, sent, cpu_s, pid, Path(scratch) / "data", values // nodes
+            )
+
+
+def _cpu_seconds(pid: int) -> float:
+    return sum(each.cpu_seconds for each in tree(pid).values())
+
+
+def _figures(
+    values: int, periods: int, sent: int, cpu_s: float, pid: int, directory: Path, per_node: int
+) -> dict[str, Any]:
+    """Return the figures of one server. values: of all nodes and one period."""
+    rss_mib = sum(each.rss_bytes for each in tree(pid).values()) / 2**20
+    time.sleep(6)
+    disk = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
     return {
-        "values_per_request": round(values / nodes),
-        "values_per_cpu_s": round(taken / cpu_s),
-        "bytes_per_value_on_wire": round(sent / taken, 2),
-        "bytes_per_value_on_disk": round(disk / (values * periods), 2),
-        "series": sum(len(series) for series in fleet),
+        "values_per_node_and_period": per_node,
+        "values_per_cpu_s": round(values * periods / cpu_s),
+        "bytes_per_value_on_wire": round(sent / (values * periods), 2),
+        "bytes_per_value_on_disk": round(disk / (values * (periods + 1)), 2),
         "rss_mib": round(rss_mib, 1),
-        "periods": periods,
     }
 
 
 def main() -> None:
-    """Measure both and write."""
+    """Measure all and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--periods", type=int, default=8)
     parser.add_argument("--resolution", type=int, choices=(1, 10), default=10)
     given = parser.parse_args()
     on = machine()
     command = (
-        f"python bench/remote_write.py --nodes {given.nodes} --seconds {given.seconds:g} "
+        f"python bench/remote_write.py --nodes {given.nodes} --periods {given.periods} "
         f"--resolution {given.resolution}"
     )
-    peers = ("victoria_metrics", "prometheus")
-    result = {peer: measure(peer, given.nodes, given.seconds, given.resolution) for peer in peers}
+    sizes = given.nodes, given.periods, given.resolution
+    result: dict[str, Any] = {"flopwatch": asyncio.run(of_flopwatch(*sizes))}
+    for peer in ("victoria_metrics", "prometheus"):
+        result[peer] = of_peer(peer, *sizes)
+    ours = result["flopwatch"]["values_per_cpu_s"]
+    result["ratio"] = {
+        f"to_{peer}": round(ours / result[peer]["values_per_cpu_s"], 2)
+        for peer in ("victoria_metrics", "prometheus")
+    }
     remarks = (
-        f"One request per node of {CARDS} cards and 10 s; CPU time of the server's process alone, between "
-        "the first and the last answer of a period; the first, which makes the series, is left out.",
-        "On disk: all files six seconds after the last request, write-ahead logs included.",
+        f"A batch or request per node of {CARDS} cards; CPU time of the server's processes, from the first "
+        "byte of a period to its last acknowledgement; the first, which makes the series, is not counted.",
+        "At 1 s a peer gets ten requests per node and period, one per reading, as scrapers and agents that "
+        "write every second send them; the collector gets one batch of ten readings.",
+        "On disk: all files six seconds after the last of them, write-ahead logs and rollups included.",
     )
     name = "remote_write" if given.resolution == 10 else "remote_write_1s"
-    write(name, "Remote write of the same readings", command, on, result, remarks)
+    write(name, "The same readings into peers", command, on, result, remarks)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from flopwatch_collector.ledger.evidence import (
     Rosters,
     Seats,
     Window,
+    compact,
     rosters_of,
     rows_of,
     seats_of,
@@ -99,12 +100,13 @@ class Live:
         self, cluster: str, simulated: bool, columns: pa.Table, stored_unix_ms: int
     ) -> None:
         """Take interval rows of many nodes, just stored."""
-        start = columns["start_unix_ms"].to_numpy()
+        runs = compact(columns.select([name for name in COLUMNS if name in columns.column_names]))
+        start = runs["start_unix_ms"].to_numpy()
         intervals = start // INTERVAL_MS * INTERVAL_MS
         recent = np.unique(intervals[start >= stored_unix_ms - KEPT_MS]).tolist()
         if recent:
-            kept = typed(dict(zip(columns.column_names, columns, strict=True)), "interval", COLUMNS)
-        words = last_words(columns)
+            kept = typed(dict(zip(runs.column_names, runs, strict=True)), "interval", COLUMNS)
+        words = last_words(runs)
         with self._lock:
             known = self._cluster(cluster, simulated)
             for interval in recent:

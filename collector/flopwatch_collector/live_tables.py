@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flopwatch_collector.ledger.evidence import ROW_COLUMNS, Window, codes_of
+from flopwatch_collector.ledger.evidence import ROW_COLUMNS, Window
+from flopwatch_collector.ledger.texts import codes_of
 from flopwatch_collector.telemetry.schema import TABLES
 from flopwatch_collector.telemetry.store import ARROW_TYPES
 

@@ -14,9 +14,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from flopwatch_collector.ledger.lines import DERIVED_SUMS, LINE_MAXIMA, LINE_SUMS, LINE_TEXTS
+from flopwatch_collector.ledger.runs import runs_of
+from flopwatch_collector.ledger.texts import group_texts, places_of
 from flopwatch_kernels import peaks
 from flopwatch_proto.rows import SlotState
 
@@ -27,7 +28,6 @@ Bools = npt.NDArray[np.bool_]
 NEVER: Final = -(2**60)
 FOREVER: Final = 2**60
 ROSTER_HOLDS_MS: Final = 5 * 60_000
-_CODES_MAX: Final = 2**62
 ROW_TIMES: Final = ("card_ms", "covered_ms", "counted_ms", "resident_ms")
 ROW_SUMS: Final = tuple(s for s in LINE_SUMS if s not in DERIVED_SUMS)
 
@@ -106,18 +106,17 @@ class Seats:
             pa.array(sorted({name[i] for name in self.names}), pa.string()) for i in (0, 1)
         )
         of_node, of_slot = (
-            pc.index_in(pa.array([name[i] for name in self.names], pa.string()), known)
+            places_of(pa.chunked_array([[name[i] for name in self.names]], pa.string()), known)
             for i, known in ((0, nodes), (1, slots))
         )
-        codes = of_node.to_numpy().astype(np.int64) * len(slots) + of_slot.to_numpy()
-        return nodes, slots, codes
+        return nodes, slots, of_node * len(slots) + of_slot
 
     def keys(self, table: pa.Table) -> Ints:
         """Return the key of each row of a table with columns node and slot; -1 where there is no seat."""
         if not table.num_rows or not self.names:
             return np.full(table.num_rows, -1, np.int64)
         nodes, slots, codes = self._index
-        node, slot = _found(table["node"], nodes), _found(table["slot"], slots)
+        node, slot = places_of(table["node"], nodes), places_of(table["slot"], slots)
         wanted = node * len(slots) + slot
         key = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
         return np.where((node >= 0) & (slot >= 0) & (codes[key] == wanted), key, -1)
@@ -216,8 +215,14 @@ class Rows:
         )
 
 
+def compact(table: pa.Table) -> pa.Table:
+    """Return rows with ``ROW_COLUMNS``, those finer than the account's grain as runs (`runs`)."""
+    return runs_of(table, LINE_TEXTS, (*ROW_TIMES, *ROW_SUMS), LINE_MAXIMA)
+
+
 def rows_of(table: pa.Table, seats: Seats) -> Rows:
     """Return the rows of a table with ``ROW_COLUMNS``; where rows overlap, the newest spool wins."""
+    table = compact(table)
     key = seats.keys(table)
     kept = np.flatnonzero(key >= 0)
     if len(kept) < len(key):
@@ -354,51 +359,6 @@ def heard_of(before: pa.Table, after: pa.Table, seats: Seats) -> Heard:
         said = _ints(table, "heard_unix_ms")
         pick.at(out, key[key >= 0], said[key >= 0])
     return heard
-
-
-def group_texts(columns: Sequence[pa.ChunkedArray]) -> tuple[Ints, list[tuple[str, ...]]]:
-    """Return (group of each row, groups) of equal-length text columns."""
-    parts = [_codes(column) for column in columns]
-    _, first, group = np.unique(_combined(parts), return_index=True, return_inverse=True)
-    groups = [tuple(values[codes[i]] for codes, values in parts) for i in first]
-    return group.astype(np.int64), groups
-
-
-def codes_of(columns: Sequence[pa.ChunkedArray]) -> Ints:
-    """Return a number per row, the same for rows that are the same in all these columns."""
-    return _combined([_codes(column) for column in columns])
-
-
-def _combined(parts: Sequence[tuple[Ints, list[str]]]) -> Ints:
-    """Return the codes of several columns as one."""
-    code, size = np.zeros(len(parts[0][0]), np.int64), 1
-    for codes, values in parts:
-        if size * max(len(values), 1) > _CODES_MAX:
-            made, code = np.unique(code, return_inverse=True)
-            size = len(made)
-        if len(values) > 1:
-            code, size = code * len(values) + codes, size * len(values)
-    return code
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[Ints, list[str]]:
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # no chunk at all
-        return np.zeros(0, np.int64), []
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(pa.string())
-    encoded = column.cast(pa.string()).fill_null("").dictionary_encode()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(
-        np.int64
-    ), encoded.dictionary.to_pylist()
-
-
-def _found(column: pa.ChunkedArray, known: pa.Array) -> Ints:
-    """Return the place of each text among the known ones, -1 where it is none of them."""
-    codes, values = _codes(column)
-    places = pc.index_in(pa.array(values, pa.string()), known).fill_null(-1)
-    return np.asarray(places.to_numpy(zero_copy_only=False), np.int64)[codes]
 
 
 def _ints(table: pa.Table, name: str) -> Ints:

@@ -33,7 +33,7 @@ from flopwatch_collector.telemetry.dirty import DirtyMarks
 from flopwatch_collector.telemetry.lock import SHADOW, DirectoryLock
 from flopwatch_collector.telemetry.migrations import migrate
 from flopwatch_collector.telemetry.schema import TABLES
-from flopwatch_collector.telemetry.table import Table
+from flopwatch_collector.telemetry.table import TEXT, Table
 from flopwatch_proto.errors import PermanentError, RetryableError, UsageError
 
 _NO_JIT: Final = {
@@ -326,7 +326,9 @@ def arrow_block(table: Table, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
         elif len(values) != count:
             raise PermanentError(f"column {name} has {len(values)} entries for {count} rows")
         try:
-            if isinstance(values, pa.Array):
+            if isinstance(values, pa.DictionaryArray) and kind == TEXT and not values.null_count:
+                array = values  # the engine keeps such texts by number as well
+            elif isinstance(values, pa.Array):
                 array = values.cast(ARROW_TYPES[kind])
             else:
                 array = pa.array(values, ARROW_TYPES[kind])
