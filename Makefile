@@ -58,6 +58,7 @@ bench: setup debian ## run the benchmarks and rewrite their results under docs/m
 	$(BIN)/python bench/collector.py --resolution 1
 	$(BIN)/python bench/remote_write.py
 	$(BIN)/python bench/remote_write.py --resolution 1
+	$(BIN)/python bench/queries.py
 	$(BIN)/python bench/stragglers.py
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/repeat.py
@@ -65,11 +66,19 @@ bench: setup debian ## run the benchmarks and rewrite their results under docs/m
 soak: setup debian ## run the agent for two hours and write how it grew
 	$(BIN)/python bench/soak.py
 
-campaign: setup debian ## kills of agent, child and collector, power losses, malformed messages, from SEED (1): hours
+campaign: setup debian ## every fault of docs/measured/reliability.md that has a campaign, from SEED (1), as root: a day
 	PYTHONPATH=tests $(BIN)/python -m campaign.kills $(or $(KILLS),200) $(or $(SEED),1)
 	PYTHONPATH=tests $(BIN)/python -m campaign.prefixes 10000 $(or $(SEED),1)
-	PYTHONPATH=tests $(BIN)/python -m campaign.malformed 200000 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.crashes 1000 1000 200 $(or $(SEED),1)
 	PYTHONPATH=tests $(BIN)/python -m campaign.delivery 1000 1000 200 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.network 100 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.cut 200 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.disks 50 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.failing
+	PYTHONPATH=tests $(BIN)/python -m campaign.corruption 1 5000 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.rollback 200 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.malformed 200000 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.hostile 10000 $(or $(SEED),1)
 
 packages: setup debian ## build the packages that fleets install, .deb and .rpm, into dist
 	$(BIN)/python tools/packages.py dist

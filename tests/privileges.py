@@ -42,7 +42,26 @@ def _device_nodes_and_groups() -> None:
 def _mounts() -> None:
     """Mount in a namespace of one's own, as a systemd unit's sandbox does."""
     script = "mount -t proc -o subset=pid,hidepid=invisible proc /proc"
-    command = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
+    _inside("--mount", script, "--propagation", "private")
+
+
+def _links() -> None:
+    """Join two network namespaces by a link, and take it down."""
+    script = "ip link add fwtest0 type veth peer name fwtest1 netns $$ && ip link set fwtest0 down"
+    _inside("--net", script)
+
+
+def _disks() -> None:
+    """Mount small disks: of memory, and of a file."""
+    script = (
+        "d=$(mktemp -d) && mount -t tmpfs tmpfs $d && truncate -s 1M $d/f && mkfs.ext4 -q $d/f "
+        "&& mkdir $d/m && mount -o loop $d/f $d/m; code=$?; umount $d/m $d; rmdir $d; exit $code"
+    )
+    _inside("--mount", script, "--propagation", "private")
+
+
+def _inside(namespace: str, script: str, *more: str) -> None:
+    command = ("unshare", namespace, *more, "sh", "-c", script)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise OSError(done.stderr.strip())
@@ -55,4 +74,6 @@ _NEEDED_BY: Final[dict[Callable[[], None], tuple[str, ...]]] = {
         "systemd/test_privileged.py",
         "systemd/test_units_run.py",
     ),
+    _links: ("campaign/test_cut.py",),
+    _disks: ("campaign/test_disks.py",),
 }

@@ -11,15 +11,20 @@ from flopwatch_collector.telemetry.store import TelemetryStore
 
 
 def put(
-    store: TelemetryStore, table: str, records: Sequence[Mapping[str, Any]], now: int, **more: Any
+    store: TelemetryStore,
+    table: str,
+    records: Sequence[Mapping[str, Any]],
+    now: int,
+    cluster: str = "atlas",
+    **more: Any,
 ) -> None:
     names = {n for r in records for n in r if n in TABLES[table].columns}
     columns: dict[str, Any] = {n: [r.get(n) for r in records] for n in names}
-    more |= {"cluster": "atlas", "stored_unix_ms": now, "simulated": True}
+    more = {"cluster": cluster, "stored_unix_ms": now, "simulated": True} | more
     columns |= {n: [value] * len(records) for n, value in more.items()}
     if table == "interval":
         columns |= {"not_supported": [[]] * len(records), "failed": [[]] * len(records)}
-        minutes = {("atlas", r["start_unix_ms"] // 60_000 * 60_000) for r in records}
+        minutes = {(cluster, r["start_unix_ms"] // 60_000 * 60_000) for r in records}
         store.marks.mark(minutes, now)
         store.append(table, columns)
         store.marks.settle(minutes, now)

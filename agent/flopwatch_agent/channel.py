@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from grpclib.client import Channel as _Connection
+from grpclib.client import Channel as _Client
 from grpclib.client import StreamStreamMethod, UnaryUnaryMethod
 from grpclib.config import Configuration
 from grpclib.const import Status
@@ -32,6 +32,8 @@ WINDOW_BYTES: Final = 1024 * 1024
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 KEEPALIVE_SECONDS: Final = 20.0
 KEEPALIVE_TIMEOUT_SECONDS: Final = 10.0
+SHUTDOWN_SECONDS: Final = 1.0
+"""How long a connection that is closed waits for the other side's word that TLS ends."""
 
 _STREAM: Final = "/flopwatch.v1.Ingest/Stream"
 _UNHEARD: Final = (
@@ -128,6 +130,22 @@ class Call:
         """Let go of the call, whatever its state; safe once."""
         with contextlib.suppress(Refusal, *BROKEN):
             await self._call.__aexit__(asyncio.CancelledError, asyncio.CancelledError(), None)
+
+
+class _Connection(_Client):
+    """One that is given up when it is closed: TLS would wait half a minute for a side that is gone."""
+
+    async def _create_connection(self) -> Any:
+        if self._ssl is None:
+            return await super()._create_connection()
+        _, protocol = await self._loop.create_connection(
+            self._protocol_factory,
+            self._host,
+            self._port,
+            ssl=self._ssl,
+            ssl_shutdown_timeout=SHUTDOWN_SECONDS,
+        )
+        return protocol
 
 
 class _Bytes(CodecBase):

@@ -19,13 +19,15 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from flopwatch_agent.spool_record import RECORD_OVERHEAD_BYTES, SEQ_MAX, Change, Record, State
 from flopwatch_proto.errors import UsageError
 
 _JOURNAL_SLOT_BYTES: Final = 2048
 _BALLAST_BYTES: Final = 1024 * 1024
+_MISSES_MAX: Final = 1_000
+"""Numbers that are tried one by one where a damaged file cannot be read; more than a page holds."""
 _COLUMNS: Final = (
     "first_seq, last_seq, rows_before, rows, frame_bytes, first_unix_ms, "
     "last_unix_ms, reason, frame, digest"
@@ -54,37 +56,46 @@ class DiskStore:
         """Open the file, made if new; damaged: only to read what can be read."""
         self.batches, self.bytes = 0, 0
         self.committed: State | None = None
-        with _damage():
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            for pragma in (
-                "auto_vacuum=incremental",
-                "journal_mode=wal",
-                "synchronous=full",
-                # A short log: on a full disk the ballast must be room enough to write it out.
-                "wal_autocheckpoint=32",
-                "journal_size_limit=131072",
-                "busy_timeout=1000",
-            ):
-                self._db.execute(f"pragma {pragma}").fetchall()
-            if damaged:
-                return
-            self._db.executescript(_SCHEMA)
-            # After a failed fsync the log may hold pages that only the page cache has: write it out anew.
-            # A disk that is full refuses that, and may still take a deletion.
-            try:
-                self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
-            except sqlite3.Error as exc:
-                if getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:
-                    raise
-            self.batches, self.bytes = self._totals(0, SEQ_MAX)
+        _check_head(path)
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            with _damage():
+                self._begin(damaged)
+        except BaseException:
+            self.close()  # what it wrote to the log is in the file then, for who salvages it
+            raise
+
+    def _begin(self, damaged: bool) -> None:
+        for pragma in (
+            "auto_vacuum=incremental",
+            "journal_mode=wal",
+            "synchronous=full",
+            # A short log: on a full disk the ballast must be room enough to write it out.
+            "wal_autocheckpoint=32",
+            "journal_size_limit=131072",
+            "busy_timeout=1000",
+        ):
+            self._db.execute(f"pragma {pragma}").fetchall()
+        if damaged:
+            return
+        self._db.executescript(_SCHEMA)
+        # After a failed fsync the log may hold pages that only the page cache has: write it out anew.
+        # A disk that is full refuses that, and may still take a deletion.
+        try:
+            self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+        except sqlite3.Error as exc:
+            if getattr(exc, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:
+                raise
+        self.batches, self.bytes = self._totals(0, SEQ_MAX)
 
     def state(self) -> State | None:
         """Return the state; None in a new file.
 
         Raises:
-            DamagedError: there is one and its check fails.
+            DamagedError: there is one and its check fails, or the tables are not what they were.
         """
         with _damage():
+            self._db.execute(f"explain select {_COLUMNS} from record").fetchall()
             row = self._db.execute("select body from state").fetchone()
         if row is None:
             return None
@@ -169,6 +180,11 @@ class DiskStore:
         ).fetchone()
         return int(batches), int(size)
 
+    def write_out(self) -> None:
+        """Bring all of the log into the file, so that the file alone is the database."""
+        with _damage():
+            self._db.execute("pragma wal_checkpoint(truncate)").fetchall()
+
     def shrink(self) -> None:
         """Give pages that are free back to the file system."""
         with _damage():
@@ -178,27 +194,53 @@ class DiskStore:
 
     def records(self, next_seq: int) -> Iterator[Record]:
         """Yield every sound record that can be read, in order, from a file that may be damaged."""
-        seq = 0
+        seq = misses = 0
         while seq < next_seq:
             try:
-                row = self._db.execute(
-                    f"select {_COLUMNS} from record where first_seq > ? order by first_seq limit 1",
-                    (seq,),
-                ).fetchone()
+                row = self._first_beyond(seq)
             except (sqlite3.Error, OverflowError):
                 row = self._row_at(seq + 1)
                 if row is None:
-                    seq += 1
+                    misses += 1
+                    seq = seq + 1 if misses % _MISSES_MAX else self._readable_from(seq)
                     continue
             if row is None:
                 return
             if row[0] <= seq:
+                misses += 1
+                if misses % _MISSES_MAX == 0:
+                    return
                 seq += 1  # a tree that leads back: not again the way that was gone
                 continue
-            seq = row[0]
+            seq, misses = row[0], 0
             record = _sound(row)
             if record is not None:
                 yield record
+
+    def _first_beyond(self, seq: int) -> Any:
+        return self._db.execute(
+            f"select {_COLUMNS} from record where first_seq > ? order by first_seq limit 1", (seq,)
+        ).fetchone()
+
+    def _readable_from(self, seq: int) -> int:
+        """Return a number beyond a page that cannot be read and before the next record; SEQ_MAX: none."""
+
+        def fails(at: int) -> bool:
+            try:
+                self._first_beyond(at)
+            except (sqlite3.Error, OverflowError):
+                return True
+            return False
+
+        low, high = seq, seq + 1
+        while fails(high):
+            if high >= SEQ_MAX:
+                return SEQ_MAX
+            low, high = high, high + 2 * (high - seq)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fails(middle) else (low, middle)
+        return high
 
     def _row_at(self, seq: int) -> _Row | None:
         try:
@@ -224,6 +266,14 @@ def _sound(row: _Row) -> Record | None:
         return None
 
 
+def _check_head(path: Path) -> None:
+    """Refuse a file whose versions say that it may only be read; SQLite would call it read-only."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        versions = file.read(20)[18:]
+        if any(version not in (1, 2) for version in versions):
+            raise DamagedError("the versions in its head make no sense")
+
+
 @contextlib.contextmanager
 def _damage() -> Iterator[None]:
     """Turn SQLite's word for damage into ours."""
@@ -236,6 +286,8 @@ def _damage() -> Iterator[None]:
         ):
             raise DamagedError(str(exc)) from exc
         raise
+    except UnicodeDecodeError as exc:  # a message of SQLite's that quotes a damaged name
+        raise DamagedError(str(exc)) from exc
 
 
 class Ballast:

@@ -100,13 +100,22 @@ class Home:
         adopt(self._path)
         try:
             disk = DiskStore(self._path)
-            found = disk.state()
+            try:
+                found = disk.state()
+            except DamagedError:
+                disk.close()  # what it wrote to the log is in the file then
+                raise
         except DamagedError as exc:
             disk, found = self._salvage(str(exc), None)
         if self._journal is None:
             self._journal = Journal(self._directory / "spool.journal")
         change = _after_a_ring(found or new_state(), self._journal.read())
-        disk.commit(change)
+        try:
+            disk.commit(change)
+        except DamagedError as exc:
+            disk.close()
+            disk, _ = self._salvage(str(exc), change.state)
+            disk.commit(change)
         self._disk = disk
         self._ballast.take()
         return change.state

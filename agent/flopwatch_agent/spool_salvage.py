@@ -25,6 +25,7 @@ from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 CORRUPT_KEPT: Final = 3
 _RECORDS_PER_COMMIT: Final = 256
+_PAGE_BYTES: Final = 4096
 
 
 def new_state() -> State:
@@ -43,14 +44,14 @@ def salvage(path: Path, known: State | None) -> tuple[DiskStore, State]:
     """
     fresh = path.with_name(path.name + ".new")
     remove(fresh)
-    old: DiskStore | None = None
-    state = known
-    try:
-        old = DiskStore(path, damaged=True)
-        state = known or old.state()
-    except sqlite3.Error:
-        pass
     store = DiskStore(fresh)
+    old, state = _opened(path)
+    if state is None:
+        if old is not None:
+            old.close()
+        _give_a_head(path, fresh)
+        old, state = _opened(path)
+    state = known or state
     next_seq = state.next_seq if state is not None else SEQ_MAX
     survivors: Iterable[Record] = old.records(next_seq) if old is not None else ()
     if state is None:
@@ -59,12 +60,49 @@ def salvage(path: Path, known: State | None) -> tuple[DiskStore, State]:
         _copy(store, state, survivors)
     if old is not None:
         old.close()
-    store.close()
+    try:
+        store.write_out()  # its log does not come along when it is renamed
+    finally:
+        store.close()
     set_aside(path)
     fresh.rename(path)
     remove(fresh)
     sync_directory(path.parent)
     return DiskStore(path), state
+
+
+def _opened(path: Path) -> tuple[DiskStore | None, State | None]:
+    """Return what can be had of a damaged database, and of its state.
+
+    Raises:
+        sqlite3.Error: the disk fails, which says nothing of the database.
+    """
+    old: DiskStore | None = None
+    try:
+        old = DiskStore(path, damaged=True)
+        return old, old.state()
+    except sqlite3.Error as exc:
+        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL):
+            if old is not None:
+                old.close()
+            raise
+        return old, None
+
+
+def _give_a_head(path: Path, fresh: Path) -> None:
+    """Give a file that SQLite does not read the first page of a new spool's database, and whole pages.
+
+    Every spool makes its tables when it is made, so they begin at the same pages everywhere. A file that was
+    cut must only say of itself that it is no longer than it is.
+    """
+    with fresh.open("rb") as whole, path.open("r+b") as damaged:
+        head = bytearray(whole.read(_PAGE_BYTES))
+        size = max(fresh.stat().st_size, path.stat().st_size)
+        pages = -(-size // _PAGE_BYTES)
+        head[28:40] = pages.to_bytes(4, "big") + bytes(8)  # length in pages; no free ones
+        damaged.truncate(pages * _PAGE_BYTES)
+        damaged.write(head)
 
 
 def _copy(store: DiskStore, state: State, records: Iterable[Record]) -> None:

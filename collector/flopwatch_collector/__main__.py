@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
+import faulthandler
 import os
 import sys
 from collections.abc import Sequence
@@ -18,10 +18,8 @@ from flopwatch_collector.supervised import supervised
 from flopwatch_proto import logs
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
-SWITCH_SECONDS: Final = 0.001
-"""How long a thread keeps the interpreter while another waits: an acknowledgement needs it several times."""
-GARBAGE_THRESHOLDS: Final = (100_000, 20, 20)
-"""Streams and slots of a large fleet are a million objects that stay: to look at all of them takes long."""
+STOP_SECONDS_MAX: Final = 25
+"""From the signal to the end: more than the stages' bounds together, less than supervisors of ours wait."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--inventory": ("inventory", flags.inventory),
             },
         )
-        _share_the_interpreter()
         asyncio.run(_run(config))
     except UsageError as exc:
         if str(exc):
@@ -53,12 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _share_the_interpreter() -> None:
-    """Let agents wait little for the threads that store and judge, and for the collector of garbage."""
-    sys.setswitchinterval(SWITCH_SECONDS)
-    gc.set_threshold(*GARBAGE_THRESHOLDS)
-
-
 async def _run(config: CollectorConfig) -> None:
     async with supervised() as ready:
 
@@ -67,7 +58,16 @@ async def _run(config: CollectorConfig) -> None:
             if line.startswith("dashboard "):  # the last part to start
                 ready()
 
-        await serve(config, say)
+        await serve(config, say, _bound_the_end)
+
+
+def _bound_the_end() -> None:
+    """End the process in any case, with what each thread was at.
+
+    A thread within a store that hangs would keep it for ever. Nothing is lost: what was acknowledged is on
+    disk, agents send the rest again, and the web process ends when its pipe closes.
+    """
+    faulthandler.dump_traceback_later(STOP_SECONDS_MAX, exit=True)
 
 
 def _say(line: str) -> None:

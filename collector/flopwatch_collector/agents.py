@@ -5,6 +5,7 @@ A collector that starts again knows its agents as soon as they are back: each op
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -48,8 +49,13 @@ class Agent:
 
 @dataclass(slots=True)
 class Agents:
-    """What is known of every agent that was heard in the last week."""
+    """What is known of every agent that was heard in the last week.
 
+    Attributes:
+        certificate_of: from when and until when the certificate holds that a node of a cluster showed last.
+    """
+
+    certificate_of: Callable[[str, str], tuple[int, int] | None] = lambda cluster, node: None
     _known: dict[tuple[str, str], Agent] = field(default_factory=dict)
 
     def hello(self, hello: pb.Hello, now_unix_ms: int) -> None:
@@ -89,6 +95,8 @@ class Agents:
             record = asdict(agent)
             if now_unix_ms - record.pop("told_unix_ms") > TOLD_MS:
                 record |= dict.fromkeys(_TOLD)
+            starts, expires = self.certificate_of(agent.cluster, agent.node) or (None, None)
+            record |= {"certificate_starts_unix_ms": starts, "certificate_expires_unix_ms": expires}
             listed.append(record)
         return listed
 

@@ -35,6 +35,7 @@ from flopwatch_collector.child import Child
 from flopwatch_collector.config import CollectorConfig
 from flopwatch_collector.control.leases import Alone, Lease
 from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.ledger.intervals import Intervals, seconds_to_next
 from flopwatch_collector.ledger.rollup import MINUTE_MS, SETTLE_MS, Rollup
 from flopwatch_collector.listen import IngestServer
 from flopwatch_collector.live import Live
@@ -61,6 +62,8 @@ from flopwatch_proto.errors import FlopwatchError, UsageError
 
 ROLLUP_EVERY_S: Final = 10.0
 GC_ALLOCATIONS: Final = 50_000
+SWITCH_SECONDS: Final = 0.001
+"""How long a thread keeps the interpreter while another waits: an acknowledgement needs it several times."""
 
 log = structlog.get_logger()
 
@@ -183,6 +186,7 @@ class Collector:
         """Listen to agents; return what runs as long as somebody does."""
         listen = self.config.listen
         trust = Trust.of(self.config, base.control, self.registry, unix_ms)
+        base.live.agents.certificate_of = trust.shown.of
         enroll_port = await trust.start(listen.enroll)
         stack.push_async_callback(trust.stop)
         captures = Captures(base.control, base.store, unix_ms)
@@ -242,8 +246,22 @@ class Collector:
         await asyncio.gather(slurm.run(), kubernetes.run(), Meter(live, store, unix_ms).run())
 
     async def _roll(self, store: TelemetryStore, lease: Lease | Alone, fence: int) -> None:
-        """Keep minutes and hours in step with raw rows; a failure is counted and tried again."""
+        """Keep all tiers in step with raw rows; a failure is counted and tried again."""
         rollup = Rollup(store, fence, lambda: lease.fence == fence)
+        await asyncio.gather(self._newest(rollup.intervals), self._rest(store, rollup))
+
+    async def _newest(self, intervals: Intervals) -> None:
+        """Judge each interval as soon as its rows have had time to come."""
+        while True:
+            await asyncio.sleep(seconds_to_next(unix_ms()))
+            try:
+                await asyncio.to_thread(intervals.run, unix_ms())
+            except FlopwatchError as exc:
+                self.health.rollup_failures += 1
+                log.warning("intervals_failed", reason=str(exc))
+
+    async def _rest(self, store: TelemetryStore, rollup: Rollup) -> None:
+        """Write minutes, hours and days, and let go what is no longer kept."""
         retention = Retention(store, self.config.retention)
         while True:
             written = 0
@@ -350,14 +368,24 @@ async def _together(*jobs: Any) -> AsyncIterator[asyncio.Task[None]]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def serve(config: CollectorConfig, say: Callable[[str], None]) -> None:
-    """Run a collector until SIGTERM or SIGINT."""
+async def serve(
+    config: CollectorConfig,
+    say: Callable[[str], None],
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a collector until SIGTERM or SIGINT; ``stopping`` is called when one comes."""
     # Rows are lists without cycles, by the thousand: looking for cycles among them that often cost a third
     # of the event loop.
     gc.set_threshold(GC_ALLOCATIONS, 20, 20)
     gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def asked() -> None:
+        stopping()
+        stop.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, asked)
     await Collector(config, say).run(stop)

@@ -122,6 +122,7 @@ def load(
         foreign_sections=AGENT_SECTIONS,
     )
     _check_listeners(config)
+    _check_standby(config)
     if config.kubernetes.cluster and config.kubernetes.cluster == config.slurm.cluster:
         raise UsageError(
             f"kubernetes.cluster is {config.kubernetes.cluster!r}, and so is slurm.cluster; "
@@ -159,6 +160,21 @@ AGENT_SECTIONS: Final = (
     "api",
 )
 """Sections of the agent and the client, which may stand in the same environment."""
+
+
+def _check_standby(config: CollectorConfig) -> None:
+    """A standby has stores of its own; collectors that share a store settle by leases."""
+    if not config.standby.primary:
+        return
+    for key, dsn, own in (
+        ("telemetry", config.telemetry_dsn, "chdb:"),
+        ("control", config.control_dsn, "sqlite:"),
+    ):
+        if not dsn.startswith(own):
+            raise UsageError(
+                f"standby.primary is set, and {key}.dsn is a server: collectors on servers settle by "
+                "leases who pages; leave standby.primary out, or the dsn"
+            )
 
 
 def _check_listeners(config: CollectorConfig) -> None:

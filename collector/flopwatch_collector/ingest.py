@@ -42,10 +42,10 @@ from flopwatch_collector.telemetry.arrival import (
     Unopened,
     of_gap,
     of_goodbye,
-    oldest_start_unix_ms,
 )
 from flopwatch_collector.telemetry.clusters import ClusterKinds
 from flopwatch_collector.telemetry.store import TelemetryStore
+from flopwatch_collector.telemetry.times import oldest_start_unix_ms
 from flopwatch_collector.trust.denylist import CHECK_SECONDS
 from flopwatch_collector.trust.identity import Identity, IdentityError
 from flopwatch_collector.trust.service import Trust
@@ -59,6 +59,8 @@ __all__ = ["Ingest", "Sink"]
 log = structlog.get_logger()
 
 TICK_SECONDS: Final = 1.0
+HELLO_SECONDS: Final = 15.0
+"""How long a stream may say nothing at first: agents wait as long for the answer."""
 
 
 class Ingest(telemetry_pb2_grpc.IngestServicer):
@@ -158,7 +160,13 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         """Serve one node until it goes."""
         if self._draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the collector is stopping")
-        first = await anext(aiter(request_iterator), None)
+        first = None
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                first = await anext(aiter(request_iterator), None)
+        except TimeoutError:
+            self._metrics.rejects.labels("hello").inc()
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no Hello came")
         if first is None:
             return
         serving = asyncio.current_task()
@@ -166,6 +174,8 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         identity = await self._admit(first, context)
         stream = OpenStream(_origin(first.hello), context, serving, identity)
         await self._welcome(stream, first.hello)
+        if self._draining:  # it said Hello too late to be sent away with the others
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the collector is stopping")
         origin = stream.origin
         self._commits.streams.add(stream)
         self._metrics.streams.inc()

@@ -86,7 +86,7 @@ class OpenStream:
 
     async def _write(self) -> None:
         # Writing to a stream that ended raises any of these; its reader sees the end as well.
-        with contextlib.suppress(asyncio.InvalidStateError, grpc.RpcError, grpc.aio.UsageError):
+        with contextlib.suppress(asyncio.InvalidStateError, grpc.RpcError, grpc.aio.BaseError):
             while self.outbox:
                 await self.context.write(self.outbox.pop(0))
 

@@ -31,6 +31,9 @@ SERVER_OPTIONS: Final = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # For a peer behind something that still answers for it: else it would be 80 s.
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.settings_timeout", 10_000),
     ("grpc.max_connection_age_ms", 3_600_000),
     ("grpc.max_connection_age_grace_ms", 60_000),
     ("grpc.http2.bdp_probe", 0),  # 103 KiB per stream that does not read, instead of 1.4 MiB

@@ -24,7 +24,7 @@ from flopwatch_agent.trust import (
     renewal_ratio,
     renewed_by_child,
 )
-from pki import Pair, Pki
+from pki import CLIENT, SERVER, Pair, Pki
 
 
 class Hands:
@@ -146,6 +146,49 @@ async def test_a_newer_certificate_moves_the_stream_and_one_that_is_refused_does
         lay(tmp_path / "brought", pki.node("atlas", "n1"), pki)
         await until(lambda: moved.times == 2)
     assert shown(trust).keys() == {"ok", "flopwatch_agent_cert_expires_seconds"}
+
+
+async def test_files_that_others_write_are_taken_when_they_fit(
+    tmp_path: Path, serving: tuple[str, Pki]
+) -> None:
+    """As SPIRE's helper lays them (three files, one after the other, in place), and as mounted volumes do
+    (a symlink to a directory, swapped)."""
+    target, pki = serving
+    names = ("svid.pem", "svid_key.pem", "svid_bundle.pem")
+    home = tmp_path / "spire"
+    home.mkdir()
+
+    def svid() -> tuple[bytes, bytes, bytes]:
+        pair = pki.node("atlas", "n1", usage=(*SERVER, *CLIENT))
+        return pair.certificate, pair.key, pki.authority
+
+    def mount(version: str) -> None:
+        (home / version).mkdir()
+        for name, content in zip(names, svid(), strict=True):
+            (home / version / name).write_bytes(content)
+        (home / "..new").symlink_to(version)
+        (home / "..new").rename(home / "..data")
+
+    mount("..1")
+    for name in names:
+        (home / name).symlink_to(f"..data/{name}")
+    certificate, key, authority = (str(home / name) for name in names)
+    identity = IdentityConfig(certificate=certificate, key=key, authority=authority)
+    trust = Trust(
+        AgentConfig(cluster="atlas", node="n1", data=tmp_path, identity=identity), Hands()
+    )
+    async with watched(trust, target) as moved:
+        mount("..2")
+        await until(lambda: moved.times == 1)
+        chain, private, _ = svid()
+        (home / names[0]).write_bytes(chain[: len(chain) // 2])
+        await until(lambda: trust.state == "unreadable")
+        (home / names[0]).write_bytes(chain)
+        await until(lambda: "MISMATCH" in str(trust.failure))
+        assert moved.times == 1
+        (home / names[1]).write_bytes(private)
+        await until(lambda: moved.times == 2)
+        assert trust.state == "ok"
 
 
 async def test_a_node_that_is_enrolled_while_its_agent_runs_is_heard(

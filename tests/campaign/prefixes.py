@@ -50,12 +50,18 @@ def payload(first: int, count: int) -> pb.Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is on disk for certain. Attributes: records: seq → frame, of batches not yet acknowledged."""
+    """What is on disk for certain.
+
+    Attributes:
+        records: seq → frame, of batches not yet acknowledged.
+        gaps: reasons of those not yet acknowledged.
+    """
 
     spool_id: str
     next_seq: int
     records: dict[int, bytes]
     dropped: int
+    gaps: frozenset[str]
 
     @classmethod
     def of(cls, spool: Spool) -> Known:
@@ -67,6 +73,7 @@ class Known:
             next_seq=spool.next_seq,
             records={batch.seq: batch.SerializeToString() for batch in frames},
             dropped=spool.state.dropped_batches,
+            gaps=frozenset(record.reason for record in records if record.is_gap),
         )
 
 
@@ -169,6 +176,8 @@ def _opened(directory: Path, files: dict[str, bytes], was: Known, now: Known) ->
             yield f"batch {seq} was on disk and is gone or another"
     if found.dropped > now.dropped:
         yield f"{found.dropped - now.dropped} batches said to be lost that were not"
+    if unknown := found.gaps - was.gaps - now.gaps:
+        yield f"a gap that nothing had made: {unknown}"
     spool.close()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fake_api import Answering, answering
+from flopwatch.cli.agents import _certificate
 from flopwatch.cli.app import run
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -172,6 +173,21 @@ def test_a_difference_is_bad_news(api: str, file: Path, capsys: pytest.CaptureFi
     assert (
         "3 slots, and everything that reports is as the inventory says" in capsys.readouterr().out
     )
+
+
+def test_a_certificate_that_was_not_renewed_in_time_is_marked() -> None:
+    now = datetime(2026, 11, 23, tzinfo=UTC)
+
+    def left(days: float) -> str:
+        ends = now + timedelta(days=days)
+        said = {
+            "certificate_starts": (ends - timedelta(days=7)).isoformat(),
+            "certificate_expires": ends.isoformat(),
+        }
+        return _certificate(said, now)
+
+    assert [left(6.3), left(1.75), left(1.4), left(-1)] == ["90%", "25%", "▲ 20%", "▲ 0%"]
+    assert _certificate({}, now) == "—"
 
 
 def test_agents_are_shown_one_by_one_and_by_version(

@@ -53,6 +53,37 @@ def test_an_operator_makes_tokens_and_denies_nodes(tmp_path: Path, capsys: Captu
     store.close()
 
 
+def test_who_was_refused_is_told_with_the_reason_and_the_fix(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    data = ("--data", str(tmp_path))
+    assert "nobody was refused" in said(capsys, "trust", "refused", *data)
+    store = ControlStore.open(f"sqlite:///{tmp_path}/control.db")
+    for at, (what, why) in enumerate(
+        (
+            ("stream_refused", "the certificate of n1 of a has expired"),
+            ("stream_refused", "the certificate has 2 URI names: it must have exactly one"),
+            ("stream_ended", "n1 of a is denied: stolen"),
+            ("stream_refused", "n1 of a was enrolled again: this certificate holds no more"),
+            ("enrollment_refused", "[red]odd[/red]"),
+            ("token_created", "is no refusal"),
+        )
+    ):
+        operations.record(
+            store, at, "a/n1", what, "a/n1", origin="ipv4:10.0.0.1:5", after={"why": why}
+        )
+    store.close()
+    listed = json.loads(said(capsys, "trust", "refused", "--json", *data))
+    assert [one["at_unix_ms"] for one in listed] == [4, 3, 2, 1, 0]
+    fixes = [one["fix"] for one in listed]
+    assert fixes[0] == ""
+    for fix, words in zip(
+        fixes[1:], ("a clone?", "--end", "one URI name", "--replace"), strict=True
+    ):
+        assert words in fix
+    assert "[red]" in said(capsys, "trust", "refused", *data)
+
+
 def test_an_authority_is_not_changed_faster_than_nodes_can_follow(
     tmp_path: Path, capsys: Captured
 ) -> None:

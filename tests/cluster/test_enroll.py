@@ -34,6 +34,9 @@ def test_a_node_enrols_and_its_agent_streams(tmp_path: Path) -> None:
             assert enrolled.returncode == 0, enrolled.stderr
             assert enrolled.stdout.startswith("spiffe://flopwatch/flopwatch/cluster/secure/node/n1")
             awaited(lambda: secured.rows("secure"), "rows of the node that was enrolled")
+            listed = httpx.get(f"{secured.url}/api/v1/agents", timeout=30, trust_env=False).json()
+            (certified,) = listed["agents"]
+            assert certified["certificate_starts"] < certified["certificate_expires"]
             address = measuring.said().partition("metrics_listening address=")[2].split()[0]
             page = httpx.get(f"http://{address}/metrics", timeout=30, trust_env=False).text
             assert 'flopwatch_agent_certificate_state{state="ok"} 1.0' in page

@@ -6,6 +6,9 @@ from evidence_tables import row
 from flopwatch_collector.agents import AGENTS_MAX, FORGET_MS, TOLD_MS, Agents
 from flopwatch_collector.live import Live
 from flopwatch_collector.rules.registry import rule_named
+from flopwatch_collector.trust.identity import Identity
+from flopwatch_collector.trust.records import Shown
+from flopwatch_collector.web.records import agent as agent_record
 from flopwatch_proto import codec
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
@@ -35,6 +38,24 @@ def test_an_agent_says_who_it_is_when_it_comes_and_how_far_behind_it_is_later() 
     assert (one["spool_batches"], one["driver_state"]) == (7, "lost")
     (one,) = agents.listed(NOW + 5_001 + TOLD_MS)
     assert (one["spool_batches"], one["driver_state"]) == (None, None)
+
+
+def test_a_certificate_is_the_one_that_was_shown_last_and_is_counted_when_it_ends() -> None:
+    agents, shown, day = Agents(), Shown(), 86_400_000
+    agents.certificate_of = shown.of
+    agents.hello(hello(), NOW)
+    (one,) = agents.listed(NOW)
+    assert agent_record(one)["certificate_expires"] is None  # in clear text
+    identity = Identity(
+        domain="d", cluster="atlas", node="n0", issued_unix_ms=NOW, expires_unix_ms=NOW + 8 * day
+    )
+    shown.note(identity, NOW)
+    (one,) = agents.listed(NOW)
+    assert agent_record(one)["certificate_starts"] == "2027-01-15T08:00:00Z"
+    assert agent_record(one)["certificate_expires"] == "2027-01-23T08:00:00Z"
+    counts = [shown.ending(NOW + at) for at in (0, 6 * day, 6 * day + 1, 9 * day - 1, 9 * day)]
+    assert counts == [0, 0, 1, 1, 0]
+    assert shown.of("atlas", "n0") is None
 
 
 def test_words_of_nodes_without_a_hello_make_no_agent() -> None:

@@ -354,6 +354,23 @@ async def test_an_agent_that_stays_reads_a_plain_end_and_leaves_no_task_behind(
     assert "Traceback" not in capfd.readouterr().err
 
 
+async def test_a_hello_that_comes_while_agents_are_sent_away_is_refused(
+    store: TelemetryStore,
+) -> None:
+    server = IngestServer(store, Heard(), registry=CollectorRegistry())
+    port = await server.start("127.0.0.1:0")
+    late = Agent(port, node_id="n2")
+    async with Agent(port) as stays:
+        await asyncio.sleep(0.2)  # where its stream stands only later it is refused as well
+        stopping = asyncio.create_task(server.stop())
+        await stays.receive("drain")
+        await late.send(late.hello)
+        with pytest.raises(grpc.aio.AioRpcError, match="the collector is stopping"):
+            await late.receive("drain")  # none comes
+    await late.channel.close(None)
+    await stopping
+
+
 async def test_a_busy_port_is_a_usage_error_that_names_address_and_flag(
     served: Served, store: TelemetryStore
 ) -> None:

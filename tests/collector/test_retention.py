@@ -111,6 +111,23 @@ def test_lines_go_by_whole_months_and_hours_stay(store: TelemetryStore) -> None:
     assert starts(store, "fleet_hour") == []
 
 
+def test_intervals_go_by_days_once_all_of_a_day_is_over(store: TelemetryStore) -> None:
+    today = NOW_MS // DAY_MS * DAY_MS
+    for start in (today - 2 * DAY_MS, today - DAY_MS, today):
+        cells = {
+            "start_unix_ms": start,
+            "cluster": "atlas",
+            "generation": 1,
+            "stored_unix_ms": start,
+        }
+        store.append("fleet_interval", {name: [value] for name, value in cells.items()})
+    retention = Retention(store, RetentionConfig())
+    retention.run(today + 5 * HOUR_MS)
+    assert starts(store, "fleet_interval") == [today - DAY_MS, today]
+    retention.run(today + 7 * HOUR_MS)
+    assert starts(store, "fleet_interval") == [today]
+
+
 def test_superseded_lines_of_a_closed_month_go_once(store: TelemetryStore) -> None:
     start = (NOW_MS - 100 * DAY_MS) // HOUR_MS * HOUR_MS
     for generation in (1, 2):
@@ -133,6 +150,8 @@ def test_superseded_lines_of_a_closed_month_go_once(store: TelemetryStore) -> No
         ("raw = '7d'", "retention.raw is 7d"),
         ("raw = '500d'", "retention.minutes is 400d"),
         ("hours = '90d'", "retention.hours is 90d"),
+        ("days = '90d'", "retention.days is 90d"),
+        ("intervals = '1h'", "retention.intervals is 1h"),
         ("raw = '35'", "retention.raw"),
         ("raws = '35d'", "retention.raws"),
     ],

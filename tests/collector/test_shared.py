@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from evidence_tables import MINUTE, roster, row, slot
 from flopwatch_collector import shared
-from flopwatch_collector.ledger.rollup import FENCE_SHIFT, Rollup
+from flopwatch_collector.ledger.intervals import FENCE_SHIFT
+from flopwatch_collector.ledger.rollup import Rollup
 from flopwatch_collector.live import Live
 from flopwatch_collector.rules import Observation
 from flopwatch_collector.rules.registry import rule_named

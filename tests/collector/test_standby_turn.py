@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from flopwatch_collector import config as configuration
 from flopwatch_collector.control.outbox import OutboxRow
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.standby import StandbyTurn, Word, settled_ids, shown_name
 from flopwatch_collector.standby_settings import StandbyConfig
-from flopwatch_proto.errors import RetryableError
+from flopwatch_proto.errors import RetryableError, UsageError
 
 NOON = 1_790_000_000_000
 
@@ -96,5 +97,13 @@ def test_the_section_says_what_is_wrong() -> None:
         StandbyConfig(primary="host:9750")
     with pytest.raises(ValueError, match="1 to 9"):
         StandbyConfig(primary="http://host:9750", rank=0)
+    local = {"FLOPWATCH_STANDBY__PRIMARY": "http://host:9750"}
+    assert configuration.load(None, local, {}).standby.primary
+    for key, dsn in (
+        ("telemetry", "http://ch:8123/flopwatch"),
+        ("control", "postgresql+psycopg://u@h/d"),
+    ):
+        with pytest.raises(UsageError, match=rf"standby.primary is set, and {key}.dsn is a server"):
+            configuration.load(None, {**local, f"FLOPWATCH_{key.upper()}__DSN": dsn}, {})
     assert shown_name("atlas", StandbyConfig()) == "atlas"
     assert not Word(now_unix_ms=NOON, tick_unix_ms=NOON - 60_001, settled=[]).is_alive()

@@ -20,10 +20,12 @@ NOW_MS = time.time_ns() // 1_000_000
 
 @pytest.fixture
 def older(store: TelemetryStore) -> Any:
-    """A handle on a store as an older version left it: no steps noted, raw rows with an age limit, and
-    without energy."""
+    """A handle on a store as an older version left it: no steps noted, raw rows with an age limit and
+    without energy, no lines by interval and by day."""
     with store.still() as client:
         client.command("DROP TABLE migration")
+        for name in ("fleet_interval", "fleet_day"):
+            client.command(f"DROP TABLE {name}")
         for name in ("interval", "fleet_minute"):
             client.command(f"DROP TABLE {name}")
             there = dict(TABLES[name].columns)
@@ -50,6 +52,8 @@ def test_an_older_store_gets_what_it_lacks_and_keeps_its_rows(older: Any) -> Non
     assert "\nTTL " not in definition(older, "interval")
     assert "\nTTL " not in definition(older, "fleet_minute")
     assert "\nTTL " in definition(older, "event")
+    assert column(older, "fleet_day", "start_unix_ms") == []
+    assert column(older, "fleet_interval", "start_unix_ms") == []
     assert sorted(column(older, "migration", "number")) == [1, 2]
     assert migrate(older) == len(STEPS), "and nothing is done twice"
     assert sorted(column(older, "migration", "number")) == [1, 2]

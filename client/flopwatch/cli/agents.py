@@ -18,6 +18,8 @@ from flopwatch.cli.options import ApiUrl, Json
 
 LATE_SECONDS: Final = 60.0
 """An agent that was not heard for so long is late: it speaks every 10 s."""
+LIFE_LEFT_MIN: Final = 0.25
+"""A certificate is renewed at about two thirds of its life: one with less left than this was not."""
 _KEYS: Final = {"version": "version", "cluster": "cluster", "driver": "driver_state"}
 
 Record = Mapping[str, Any]
@@ -78,8 +80,24 @@ def late(agent: Record, now: datetime) -> bool:
     return (now - heard).total_seconds() > LATE_SECONDS
 
 
+def life_left(agent: Record, now: datetime) -> float | None:
+    """Return which share of its certificate's life an agent has left, 0 when it is over; None: none shown."""
+    starts = table.moment(agent.get("certificate_starts"))
+    expires = table.moment(agent.get("certificate_expires"))
+    if starts is None or expires is None or expires <= starts:
+        return None
+    return max(0.0, (expires - now) / (expires - starts))
+
+
+def _certificate(agent: Record, now: datetime) -> str:
+    left = life_left(agent, now)
+    if left is None:
+        return number.UNKNOWN
+    return f"▲ {left:.0%}" if left < LIFE_LEFT_MIN else f"{left:.0%}"
+
+
 def _agents(listed: Sequence[Record], now: datetime) -> Table:
-    columns = ("cluster", "node", "version", "heard", "driver", "spool", "lost", "clock")
+    columns = ("cluster", "node", "version", "heard", "driver", "spool", "lost", "clock", "cert")
     shown = _table("agents", columns)
     for agent in listed:
         heard = "left" if agent["left"] else table.age(agent["heard"], now)
@@ -93,6 +111,7 @@ def _agents(listed: Sequence[Record], now: datetime) -> Table:
             number.cards(agent["spool_batches"]),
             number.cards(agent["rows_dropped"]),
             number.UNKNOWN if skew is None else f"{skew / 1000:+.1f} s",
+            _certificate(agent, now),
         )
     return shown
 

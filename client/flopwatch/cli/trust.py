@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flopwatch.cli.options import Json
@@ -33,6 +34,18 @@ tokens_app: Final = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+REFUSALS_SHOWN_MAX: Final = 40
+_FIXES: Final = (
+    ("has expired", "enrol it anew: tokens create --replace; why did it not renew? doctor, there"),
+    ("was enrolled again", "a second host has its old certificate: a clone? stop one, enrol it"),
+    ("is denied", "if it may speak again: flopwatch deny NODE --cluster NAME --end"),
+    ("of trust domain", "its certificate is of another deployment, or tls.domain is wrong here"),
+    ("not for clients", "issue it with the extended key usage clientAuth"),
+    ("URI name", "issue it with one URI name, spiffe://DOMAIN/flopwatch/cluster/C/node/N"),
+    ("the certificate's name", "its URI name is spiffe://DOMAIN/flopwatch/cluster/C/node/N"),
+)
+"""What to do, by words of a refusal; the first that fits."""
 
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="The collector's, if not the default file.")
@@ -75,6 +88,33 @@ def add(config: Config = None, data: Data = None) -> int:
         f"authority {number} is believed; when every node has renewed: flopwatch trust switch"
     )
     return 0
+
+
+@app.command("refused")
+def refused(config: Config = None, data: Data = None, json: Json = False) -> int:
+    """Which nodes were turned away lately, why, and what to do; newest first."""
+    listed = [one | {"fix": fix_of(one["why"])} for one in _operator(config, data).refusals()]
+    if json:
+        typer.echo(json_module.dumps(listed))
+        return 0
+    if not listed:
+        typer.echo("nobody was refused, as far as the audit log's newest thousand entries go")
+        return 0
+    table = _table("refused", ("when", "what", "node", "from", "why", "fix"))
+    for one in listed[:REFUSALS_SHOWN_MAX]:
+        when, what = _moment(one["at_unix_ms"]), one["what"].replace("_", " ")
+        # What a node said of itself is text, and no markup.
+        said = (escape(one[name]) for name in ("subject", "origin", "why"))
+        table.add_row(when, what, *said, one["fix"])
+    Console(highlight=False).print(table)
+    if len(listed) > REFUSALS_SHOWN_MAX:
+        typer.echo(f"{REFUSALS_SHOWN_MAX} of {len(listed)}; the rest with --json")
+    return 0
+
+
+def fix_of(why: str) -> str:
+    """Return what an operator does about a refusal, by its text; empty: the text says it itself."""
+    return next((fix for words, fix in _FIXES if words in why), "")
 
 
 @app.command("switch")

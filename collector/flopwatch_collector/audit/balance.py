@@ -12,8 +12,9 @@ Per spool, in interval rows, exactly:
   kept that a crash could tear from the rows.
 - A receipt also says how many rows its spool had before it. So the first receipt of the window stands for all
   that came earlier (``before``), and a window is audited exactly without reading what is older.
-- Rows in the tables are counted as well. A row that another spool of the same node sent too stands once, and
-  is ``superseded`` for the other.
+- Rows in the tables are counted as well, where a receipt stands for them: after a crash of both sides
+  rows may be there that were never acknowledged, and that their spool gave up and declared a gap.
+- A row that another spool of the same node sent too stands once, and is ``superseded`` for the other.
 """
 
 from __future__ import annotations
@@ -76,10 +77,15 @@ FROM (
   GROUP BY {_PLACE}, seq
 ) GROUP BY {_PLACE} ORDER BY {_PLACE} LIMIT {SPOOLS_MAX}
 """
+_LOSERS: Final = f"(SELECT DISTINCT {_PLACE} FROM {_LOSSES})"
 ROWS_SQL: Final = f"""
 SELECT {_PLACE}, count() AS total
 FROM (SELECT {_PLACE}, seq FROM interval FINAL WHERE {_SINCE}) AS i
-INNER JOIN {_MARKS} AS m USING ({_PLACE}) WHERE seq <= acked GROUP BY {_PLACE}
+INNER JOIN {_MARKS} AS m USING ({_PLACE})
+WHERE seq <= acked AND (({_PLACE}) NOT IN {_LOSERS} OR ({_PLACE}, seq) IN (
+  SELECT {_PLACE}, seq FROM receipt WHERE {_SINCE} AND ({_PLACE}) IN {_LOSERS}
+))
+GROUP BY {_PLACE}
 """
 
 
@@ -196,7 +202,7 @@ def _balance(
     word: Record, receipt: Record | None, losses: list[Record], here: int, elsewhere: int
 ) -> Balance:
     acked, handed = int(word["acked"]), int(word["handed"])
-    losses = [loss for loss in losses if loss["last_seq"] <= acked]
+    losses = _outermost(loss for loss in losses if loss["last_seq"] <= acked)
     first, before, batches, total, twice = acked + 1, handed, 0, 0, 0
     if receipt is not None:
         first, before = int(receipt["first"]), int(receipt["before"])
@@ -230,6 +236,20 @@ def _balance(
         twice=twice,
         verdict=verdict,
     )
+
+
+def _outermost(losses: Iterable[Record]) -> list[Record]:
+    """Return the losses that lie in no other one.
+
+    A spool that was killed forgets what it had sent: what was quarantined or declared a gap here, unknown
+    to it, may become part of a larger gap there.
+    """
+    kept, reached = [], 0
+    for loss in sorted(losses, key=lambda x: (x["first_seq"], -x["last_seq"])):
+        if loss["last_seq"] > reached:
+            kept.append(loss)
+            reached = loss["last_seq"]
+    return kept
 
 
 def answer(found: list[Balance]) -> dict[str, Any]:

@@ -45,9 +45,16 @@ def uncovered(parts: Parts, pieces: Pieces, seats: Seats) -> Rest:
 
 def has_silence(window: Window, seats: Seats, rows: Rows, rosters: Rosters) -> bool:
     """Return whether there is time in the window of which neither a row nor a roster speaks."""
+    return len(silent_keys(window, seats, rows, rosters)) > 0
+
+
+def silent_keys(window: Window, seats: Seats, rows: Rows, rosters: Rosters) -> Ints:
+    """Return the slots with time in the window of which neither a row nor a roster speaks."""
     pieces = Pieces.of(window, rosters)
     rest = uncovered(row_parts(rows, pieces, seats), pieces, seats)
-    return len(_spoken(rest, pieces, rosters, seats)[0]) < len(rest.seat)
+    silent = np.ones(len(rest.seat), np.bool_)
+    silent[_spoken(rest, pieces, rosters, seats)[0]] = False
+    return np.unique(seats.key[rest.seat[silent]])
 
 
 def by_roster(rest: Rest, pieces: Pieces, rosters: Rosters, seats: Seats) -> Draft:

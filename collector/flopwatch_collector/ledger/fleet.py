@@ -16,10 +16,11 @@ import numpy as np
 
 from flopwatch_collector.ledger.evidence import Floats, Window
 from flopwatch_collector.ledger.figures import figures
-from flopwatch_collector.ledger.rework import lost_card_steps
+from flopwatch_collector.ledger.lines import OF_FIGURES
+from flopwatch_collector.ledger.rework import lost_by_cluster
 from flopwatch_collector.ledger.sheet import Sheet, joined
 from flopwatch_collector.ledger.waterfall import dtype_ratios, waterfall
-from flopwatch_collector.ledger.window import sheet_of_window
+from flopwatch_collector.ledger.window import sheets_of_window
 from flopwatch_collector.telemetry import Reader
 
 STALE_MS: Final = 60_000
@@ -71,11 +72,8 @@ def fleet(
         reference_dtypes: cluster → dtype whose peak its waterfall is of; the others are of the rows' own.
     """
     found = clusters(reader, window)
-    seen = {c.name: _seen(reader, c, window, now_unix_ms, reference_dtypes) for c in found}
-    shown = [
-        _subject(reader, c, seen[c.name], window) | {"outages": list(outages.get(c.name, ()))}
-        for c in found
-    ]
+    seen = _seen(reader, found, window, now_unix_ms, reference_dtypes)
+    shown = _subjects(reader, found, seen, window, outages)
     summed = _summed(found)
     whole = _together([seen[c.name] for c in summed])
     entries = [s for s in shown if s["name"] in {c.name for c in summed}]
@@ -102,12 +100,9 @@ def cluster(
     """Return `/api/v1/clusters/{name}`; None for a cluster without slots in the window."""
     for found in clusters(reader, window):
         if found.name == name:
-            seen = _seen(reader, found, window, now_unix_ms, reference_dtypes)
-            return {
-                **_window(window),
-                **_subject(reader, found, seen, window),
-                "outages": list(outages.get(name, ())),
-            }
+            seen = _seen(reader, [found], window, now_unix_ms, reference_dtypes)
+            [shown] = _subjects(reader, [found], seen, window, outages)
+            return {**_window(window), **shown}
     return None
 
 
@@ -130,16 +125,27 @@ class _Seen:
 
 
 def _seen(
-    reader: Reader, of: Cluster, window: Window, now_unix_ms: int, references: Mapping[str, str]
-) -> _Seen:
-    whole = sheet_of_window(reader, of.name, window, now_unix_ms)
-    sheet = whole.where((whole.texts["device_kind"] == "cpu") == (of.device_kind == "cpu"))
-    told = sheet.sum("steps_count") is not None
-    return _Seen(
-        sheet=sheet,
-        lost_card_steps=lost_card_steps(reader, of.name, window) if told else {},
-        dtype_ratios=dtype_ratios(sheet, references.get(of.name)),
-    )
+    reader: Reader,
+    found: Sequence[Cluster],
+    window: Window,
+    now_unix_ms: int,
+    references: Mapping[str, str],
+) -> dict[str, _Seen]:
+    names = [of.name for of in found]
+    sheets = sheets_of_window(reader, names, window, now_unix_ms, OF_FIGURES)
+    for of in found:
+        cards = sheets[of.name].texts["device_kind"] != "cpu"
+        sheets[of.name] = sheets[of.name].where(cards == (of.device_kind != "cpu"))
+    told = [name for name in names if sheets[name].sum("steps_count") is not None]
+    lost = lost_by_cluster(reader, told, window) if told else {}
+    return {
+        name: _Seen(
+            sheet=sheets[name],
+            lost_card_steps=lost.get(name, {}),
+            dtype_ratios=dtype_ratios(sheets[name], references.get(name)),
+        )
+        for name in names
+    }
 
 
 def _together(seen: Sequence[_Seen]) -> _Seen:
@@ -148,22 +154,32 @@ def _together(seen: Sequence[_Seen]) -> _Seen:
         for job, steps in of.lost_card_steps.items():
             lost[job] = lost.get(job, 0.0) + steps
     return _Seen(
-        sheet=joined([of.sheet for of in seen]),
+        sheet=joined([of.sheet for of in seen], OF_FIGURES),
         lost_card_steps=lost,
         dtype_ratios=np.concatenate([np.zeros(0), *(of.dtype_ratios for of in seen)]),
     )
 
 
-def _subject(reader: Reader, of: Cluster, seen: _Seen, window: Window) -> dict[str, Any]:
-    newest = _newest_row(reader, of.name, window)
-    return {
-        "name": of.name,
-        "simulated": of.simulated,
-        "device_kind": of.device_kind,
-        "status": _status(seen.sheet, newest, window),
-        "as_of": None if newest is None else rfc3339(newest),
-        **_sums(seen, window),
-    }
+def _subjects(
+    reader: Reader,
+    found: Sequence[Cluster],
+    seen: Mapping[str, _Seen],
+    window: Window,
+    outages: Outages,
+) -> list[dict[str, Any]]:
+    newest = _newest_rows(reader, [of.name for of in found], window)
+    return [
+        {
+            "name": of.name,
+            "simulated": of.simulated,
+            "device_kind": of.device_kind,
+            "status": _status(seen[of.name].sheet, newest.get(of.name), window),
+            "as_of": rfc3339(newest[of.name]) if of.name in newest else None,
+            **_sums(seen[of.name], window),
+            "outages": list(outages.get(of.name, ())),
+        }
+        for of in found
+    ]
 
 
 def _sums(seen: _Seen, window: Window) -> dict[str, Any]:
@@ -173,22 +189,25 @@ def _sums(seen: _Seen, window: Window) -> dict[str, Any]:
     }
 
 
-def _newest_row(reader: Reader, name: str, window: Window) -> int | None:
-    """Return when the newest row of a window ends; looked for from its end, further and further back."""
+def _newest_rows(reader: Reader, names: Sequence[str], window: Window) -> dict[str, int]:
+    """Return when the newest row of each cluster in a window ends, where there is one.
+
+    Looked for from the window's end, further and further back.
+    """
+    found: dict[str, int] = {}
     back, high = STALE_MS, window.end
-    while high > window.start:
+    while high > window.start and len(found) < len(names):
         low = max(window.start, window.end - back)
         table = reader.query(
-            "SELECT count() AS n, max(start_unix_ms + duration_ms) AS newest FROM interval "
-            "WHERE cluster = {cluster:String} AND start_unix_ms >= {low:Int64} "
-            "AND start_unix_ms < {high:Int64}",
-            {"cluster": name, "low": low, "high": high},
+            "SELECT cluster, max(start_unix_ms + duration_ms) AS newest FROM interval "
+            "WHERE cluster IN {clusters:Array(String)} AND start_unix_ms >= {low:Int64} "
+            "AND start_unix_ms < {high:Int64} GROUP BY cluster",
+            {"clusters": [n for n in names if n not in found], "low": low, "high": high},
         )
-        record = table.to_pylist()[0]
-        if record["n"]:
-            return min(int(record["newest"]), window.end)
+        for cluster, newest in zip(*table.to_pydict().values(), strict=True):
+            found[cluster] = min(int(newest), window.end)
         back, high = 8 * back, low
-    return None
+    return found
 
 
 def _status(sheet: Sheet, newest: int | None, window: Window) -> str:

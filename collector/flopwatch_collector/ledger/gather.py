@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from flopwatch_collector.ledger.absence import MISSING_AFTER_MS, has_silence
+from flopwatch_collector.ledger.absence import MISSING_AFTER_MS, silent_keys
 from flopwatch_collector.ledger.account import account
 from flopwatch_collector.ledger.draft import Lines
 from flopwatch_collector.ledger.evidence import (
@@ -31,6 +31,8 @@ from flopwatch_collector.telemetry import Reader
 
 ROW_MS_MAX: Final = 60_000
 """No row is longer: rows are cut at multiples of the interval, which is at most a minute."""
+SILENT_NODES_MAX: Final = 500
+"""So many nodes are named in a question; words of more are looked up with those of all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +96,12 @@ def gather(
     rows = rows_of(_rows(reader, parameters, window, where), seats)
     rosters = rosters_of(_rosters(reader, parameters, window, node), seats)
     heard = heard_in_rosters(rosters, seats, window)
-    if has_silence(window, seats, rows, rosters):
-        # Only silence needs the words around the window; most windows have none.
+    silent = silent_keys(window, seats, rows, rosters)
+    if len(silent):
+        # Only silence needs the words around the window; most windows have none, or little.
+        nodes = sorted({seats.names[k][0] for k in silent})
+        if node is None and len(nodes) <= SILENT_NODES_MAX:
+            where, parameters["nodes"] = " AND node IN {nodes:Array(String)}", nodes
         heard = _widest(heard, _heard_in_rows(reader, parameters, window, where, seats))
     return Evidence(seats=seats, rows=rows, rosters=rosters, heard=heard)
 

@@ -14,6 +14,7 @@ The sums that `account` derives are made inside each row, so that they add like 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from flopwatch_proto import rows
@@ -97,3 +98,31 @@ LINE_SUMS: Final = (
 )
 DERIVED_SUMS: Final = frozenset((*STEP_SUMS, *SPLIT_SUMS, *PART_SUMS))
 LINE_MAXIMA: Final = tuple(q.name for q in rows.QUANTITIES if q.kind is Kind.MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Columns of lines that an answer is made of; the fewer, the less is read."""
+
+    texts: tuple[str, ...]
+    sums: tuple[str, ...]
+
+
+EVERYTHING: Final = Wanted(texts=LINE_TEXTS, sums=LINE_SUMS)
+OF_FIGURES: Final = Wanted(
+    texts=("job", "phase", "sku", "device_kind", "dtype", "efficiency_method"),
+    sums=(
+        "capacity_flops",
+        "achievable_flops",
+        "u_flops",
+        "u_lo_flops",
+        "u_hi_flops",
+        "model_flops",
+        "steps_count",
+        "energy_joules",
+        *STEP_SUMS,
+        *SPLIT_SUMS,
+        *PART_SUMS,
+    ),
+)
+"""What figures and the waterfall are made of."""

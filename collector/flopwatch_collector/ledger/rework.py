@@ -7,7 +7,7 @@ Agents tell of a restart with the steps lost, each node for itself: what several
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from flopwatch_collector.ledger.evidence import Window
@@ -22,16 +22,32 @@ def lost_card_steps(
     reader: Reader, cluster: str, window: Window, node: str | None = None
 ) -> dict[str, float]:
     """Return job → steps that restarts in the window lost × its cards after them, in all or on one node."""
-    span = {"cluster": cluster, "start": window.start, "end": window.end}
+    return lost_by_cluster(reader, [cluster], window, node)[cluster]
+
+
+def lost_by_cluster(
+    reader: Reader, clusters: Sequence[str], window: Window, node: str | None = None
+) -> dict[str, dict[str, float]]:
+    """Return the same of several clusters."""
     events = reader.query(
-        "SELECT job, time_unix_ms, text FROM event FINAL WHERE cluster = {cluster:String} "
-        "AND time_unix_ms >= {start:Int64} AND time_unix_ms < {end:Int64} "
-        f"AND kind = 'job_restart' ORDER BY time_unix_ms LIMIT {EVENTS_MAX}",
-        span,
+        "SELECT cluster, job, time_unix_ms, text FROM event FINAL "
+        "WHERE cluster IN {clusters:Array(String)} "
+        "AND time_unix_ms >= {start:Int64} AND time_unix_ms < {end:Int64} AND kind = 'job_restart' "
+        f"ORDER BY cluster, time_unix_ms LIMIT {EVENTS_MAX} BY cluster",
+        {"clusters": list(clusters), "start": window.start, "end": window.end},
     )
+    told: dict[str, list[dict[str, Any]]] = {cluster: [] for cluster in clusters}
+    for event in events.to_pylist():
+        told[event["cluster"]].append(event)
+    return {name: _lost(reader, name, of, node) for name, of in told.items()}
+
+
+def _lost(
+    reader: Reader, cluster: str, events: Iterable[Mapping[str, Any]], node: str | None
+) -> dict[str, float]:
     where = " AND node = {node:String}" if node is not None else ""
     lost: dict[str, float] = {}
-    for job, at_unix_ms, steps in restarts(events.to_pylist()):
+    for job, at_unix_ms, steps in restarts(events):
         cards = reader.query(
             "SELECT uniqExact(node, slot) AS n FROM interval WHERE cluster = {cluster:String} "
             "AND start_unix_ms >= {start:Int64} AND start_unix_ms < {end:Int64} "

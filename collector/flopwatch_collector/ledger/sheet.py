@@ -6,7 +6,7 @@ Sheets add up: minutes, hours and raw edges of a window are concatenated, never 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from flopwatch_collector.ledger.draft import Lines
 from flopwatch_collector.ledger.evidence import Bools, Floats, Ints
-from flopwatch_collector.ledger.lines import LINE_INTS, LINE_SUMS, LINE_TEXTS
+from flopwatch_collector.ledger.lines import EVERYTHING, LINE_INTS, LINE_SUMS, LINE_TEXTS, Wanted
 from flopwatch_proto.rows import Bucket
 
 Texts = npt.NDArray[np.str_]
@@ -29,6 +29,14 @@ class Sheet:
     texts: dict[str, Texts]
     ints: dict[str, Ints]
     sums: dict[str, Floats]
+
+    def only(self, wanted: Wanted) -> Sheet:
+        """Return the lines with fewer columns."""
+        return replace(
+            self,
+            texts={n: self.texts[n] for n in wanted.texts},
+            sums={n: self.sums[n] for n in wanted.sums},
+        )
 
     def where(self, mask: Bools) -> Sheet:
         """Return the lines of a mask."""
@@ -65,23 +73,23 @@ def sheet_of_lines(lines: Lines) -> Sheet:
     )
 
 
-def sheet_of_table(table: pa.Table) -> Sheet:
-    """Return stored lines as a sheet. Columns: bucket, rogue, LINE_TEXTS, LINE_INTS, LINE_SUMS."""
+def sheet_of_table(table: pa.Table, wanted: Wanted = EVERYTHING) -> Sheet:
+    """Return stored lines as a sheet. Columns: bucket, rogue, LINE_INTS, and those that are wanted."""
     return Sheet(
         bucket=np.asarray(table["bucket"].to_numpy(), np.int64),
         rogue=np.asarray(table["rogue"].to_numpy(zero_copy_only=False), np.bool_),
         texts={
-            n: np.array(table[n].cast(pa.string()).to_pylist(), dtype=np.str_) for n in LINE_TEXTS
+            n: np.array(table[n].cast(pa.string()).to_pylist(), dtype=np.str_) for n in wanted.texts
         },
         ints={n: np.asarray(table[n].to_numpy(), np.int64) for n in LINE_INTS},
-        sums={n: np.asarray(table[n].to_numpy(), np.float64) for n in LINE_SUMS},
+        sums={n: np.asarray(table[n].to_numpy(), np.float64) for n in wanted.sums},
     )
 
 
-def joined(sheets: Sequence[Sheet]) -> Sheet:
-    """Return all lines of all sheets."""
+def joined(sheets: Sequence[Sheet], wanted: Wanted = EVERYTHING) -> Sheet:
+    """Return all lines of all sheets, which have the wanted columns."""
     if not sheets:
-        return sheet_of_lines(
+        nothing = sheet_of_lines(
             Lines(
                 names=[],
                 groups=[],
@@ -94,10 +102,11 @@ def joined(sheets: Sequence[Sheet]) -> Sheet:
                 maxima={},
             )
         )
+        return nothing.only(wanted)
     return Sheet(
         bucket=np.concatenate([s.bucket for s in sheets]),
         rogue=np.concatenate([s.rogue for s in sheets]),
-        texts={n: np.concatenate([s.texts[n] for s in sheets]) for n in LINE_TEXTS},
+        texts={n: np.concatenate([s.texts[n] for s in sheets]) for n in wanted.texts},
         ints={n: np.concatenate([s.ints[n] for s in sheets]) for n in LINE_INTS},
-        sums={n: np.concatenate([s.sums[n] for s in sheets]) for n in LINE_SUMS},
+        sums={n: np.concatenate([s.sums[n] for s in sheets]) for n in wanted.sums},
     )

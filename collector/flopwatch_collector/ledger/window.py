@@ -1,29 +1,30 @@
 """Any window of time as a sheet: stored lines where they stand, raw evidence where they do not.
 
-Whole minutes that are written and clean come from the lines; minutes that late data touched, and the
-ragged edges of the window, are judged from raw rows. So an answer never depends on when it was asked for,
-only on what is known. Over long windows, hours replace their minutes.
+`plan` says which part of it comes from which tier; the engine adds up the stored lines of many clusters in
+one question.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from flopwatch_collector.ledger.evidence import Ints, Window
+from flopwatch_collector.ledger.evidence import Window
 from flopwatch_collector.ledger.gather import gather
-from flopwatch_collector.ledger.lines import LINE_INTS, LINE_SUMS, LINE_TEXTS
-from flopwatch_collector.ledger.rollup import CHUNK_MINUTES, HOUR_MS, MINUTE_MS
+from flopwatch_collector.ledger.lines import EVERYTHING, LINE_INTS, Wanted
+from flopwatch_collector.ledger.plan import Plan, plans
+from flopwatch_collector.ledger.rollup import HOUR_MS, MINUTE_MS
 from flopwatch_collector.ledger.sheet import Sheet, joined, sheet_of_lines, sheet_of_table
 from flopwatch_collector.telemetry import Reader
-from flopwatch_collector.telemetry.dirty import dirty_minutes
 from flopwatch_collector.telemetry.schema import newest_lines
 from flopwatch_proto.rows import INTERVAL_MS
 
-LIVE_DELAY_MS: Final = 11_000
-"""The newest boundary that is answered for: rows of it have had the time to arrive."""
+FLEET_TIERS: Final = ("fleet_minute", "fleet_hour", "fleet_day", "fleet_interval")
+SLOT_TIERS: Final = ("line_minute", "line_hour")
+LIVE_DELAY_MS: Final = 18_000
+"""The newest boundary that is answered for: rows of it have had the time to arrive, and to become lines."""
 
 
 def asked_window(now_unix_ms: int, length_ms: int, end_unix_ms: int | None = None) -> Window:
@@ -40,118 +41,68 @@ def asked_window(now_unix_ms: int, length_ms: int, end_unix_ms: int | None = Non
     return Window(start=(end - length_ms) // grain * grain, end=end)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
-    """Which parts of a window come from where; starts of minutes and hours, spans of raw rows."""
-
-    minutes: list[int]
-    hours: list[int]
-    raw: list[Window]
-
-
 def sheet_of_window(
     reader: Reader, cluster: str, window: Window, now_unix_ms: int, node: str | None = None
 ) -> Sheet:
     """Return the lines of a cluster, or of one of its nodes, over a window."""
-    plan = _plan(reader, cluster, window)
-    fine = node is not None
-    sheets = []
-    for table, starts in (
-        ("line_hour" if fine else "fleet_hour", plan.hours),
-        ("line_minute" if fine else "fleet_minute", plan.minutes),
-    ):
-        if starts:
-            sheets.append(_stored(reader, cluster, table, starts, node))
-    seats = None
-    for span in reversed(plan.raw):
-        # Spans that begin earlier have the seats of a later one: what begins after them is outside.
-        evidence = gather(reader, cluster, span, node, seats)
-        seats = evidence.seats
-        sheets.append(sheet_of_lines(evidence.judge(span, now_unix_ms).without_slots()))
-    return joined(sheets)
+    return sheets_of_window(reader, [cluster], window, now_unix_ms, node=node)[cluster]
 
 
-def _plan(reader: Reader, cluster: str, window: Window) -> _Plan:
-    first = -(-window.start // MINUTE_MS) * MINUTE_MS
-    last = window.end // MINUTE_MS * MINUTE_MS
-    minutes, made = _written(reader, cluster, "fleet_minute", first - HOUR_MS, last)
-    dirty = np.array([minute for _, minute in dirty_minutes(reader, cluster)], np.int64)
-    standing = (minutes >= first) & ~np.isin(minutes, dirty)
-    clean, made = minutes[standing], made[standing]
-    hours = np.zeros(0, np.int64)
-    if window.end - window.start > 2 * HOUR_MS:
-        starts, generations = _written(reader, cluster, "fleet_hour", first - HOUR_MS, last)
-        inside = (starts >= window.start) & (starts + HOUR_MS <= window.end)
-        starts, generations = starts[inside], generations[inside]
-        # An hour stands for its minutes where all 60 are clean and none was written after it.
-        low = np.searchsorted(clean, starts)
-        full = np.searchsorted(clean, starts + HOUR_MS) - low == HOUR_MS // MINUTE_MS
-        low, starts, generations = low[full], starts[full], generations[full]
-        newest = made[low[:, None] + np.arange(HOUR_MS // MINUTE_MS)].max(axis=1, initial=0)
-        hours = starts[newest <= generations]
-    in_hours = np.isin(clean // HOUR_MS * HOUR_MS, hours)
-    return _Plan(
-        minutes=clean[~in_hours].tolist(),
-        hours=hours.tolist(),
-        raw=_rest(_in_service(reader, cluster, window), clean),
-    )
+def sheets_of_window(
+    reader: Reader,
+    clusters: Sequence[str],
+    window: Window,
+    now_unix_ms: int,
+    wanted: Wanted = EVERYTHING,
+    node: str | None = None,
+) -> dict[str, Sheet]:
+    """Return the lines of clusters over a window, each with the columns that are wanted."""
+    made: dict[str, list[Sheet]] = {cluster: [] for cluster in clusters}
+    alike: dict[tuple[bytes, ...], list[str]] = {}
+    plan_of = plans(reader, clusters, window, with_slots=node is not None) if made else {}
+    for cluster, plan in plan_of.items():
+        alike.setdefault(tuple(starts.tobytes() for starts in plan.stored), []).append(cluster)
+    for names in alike.values():
+        # One question for all clusters whose parts come from the same tiers, as nearly always.
+        for cluster, sheet in _stored(reader, names, plan_of[names[0]], wanted, node).items():
+            made[cluster].append(sheet)
+    for cluster, plan in plan_of.items():
+        seats = None
+        for span in reversed(plan.raw):
+            # Spans that begin earlier have the seats of a later one: what begins after them is outside.
+            evidence = gather(reader, cluster, span, node, seats)
+            seats = evidence.seats
+            lines = evidence.judge(span, now_unix_ms).without_slots()
+            made[cluster].append(sheet_of_lines(lines).only(wanted))
+    return {cluster: joined(sheets, wanted) for cluster, sheets in made.items()}
 
 
-def _in_service(reader: Reader, cluster: str, window: Window) -> Window:
-    """Return the part of a window in which the cluster can have had a slot in service."""
-    table = reader.query(
-        "SELECT count() AS n, min(from_unix_ms) AS first, "
-        "max(if(to_unix_ms = 0, {end:Int64}, to_unix_ms)) AS last "
-        "FROM slot FINAL WHERE cluster = {cluster:String}",
-        {"cluster": cluster, "end": window.end},
-    )
-    record = table.to_pylist()[0]
-    if not record["n"]:
-        return Window(start=window.start, end=window.start)
-    start = max(window.start, record["first"])
-    return Window(start=start, end=max(start, min(window.end, record["last"])))
-
-
-def _rest(window: Window, clean: Ints) -> list[Window]:
-    """Return the spans of a window outside the clean minutes, in bounded pieces."""
-    spans: list[Window] = []
-    first = window.start // MINUTE_MS * MINUTE_MS
-    minutes = np.arange(first, window.end, MINUTE_MS, dtype=np.int64)
-    whole = (minutes >= window.start) & (minutes + MINUTE_MS <= window.end)
-    for minute in minutes[~(whole & np.isin(minutes, clean))].tolist():
-        at, end = max(minute, window.start), min(minute + MINUTE_MS, window.end)
-        fits = spans and spans[-1].end == at and end - spans[-1].start <= CHUNK_MINUTES * MINUTE_MS
-        spans.append(Window(start=spans.pop().start if fits else at, end=end))
-    return spans
-
-
-def _written(reader: Reader, cluster: str, grain: str, low: int, high: int) -> tuple[Ints, Ints]:
-    """Return what was written, by time, and the generation of each."""
-    table = reader.query(
-        "SELECT start_unix_ms, max(generation) AS generation FROM written "
-        "WHERE grain = {grain:String} AND cluster = {cluster:String} "
-        "AND start_unix_ms >= {low:Int64} AND start_unix_ms < {high:Int64} "
-        "GROUP BY start_unix_ms ORDER BY start_unix_ms",
-        {"grain": grain, "cluster": cluster, "low": low, "high": high},
-    )
-    return (
-        np.asarray(table["start_unix_ms"].to_numpy(), np.int64),
-        np.asarray(table["generation"].to_numpy(), np.int64),
-    )
-
-
-def _stored(reader: Reader, cluster: str, table: str, starts: list[int], node: str | None) -> Sheet:
-    keys = ["bucket", "rogue", *LINE_TEXTS]
-    sums = [f"sum({n}) AS {n}" for n in (*LINE_INTS, *LINE_SUMS)]
-    where = "cluster = {cluster:String} AND start_unix_ms IN {starts:Array(Int64)}"
-    parameters: dict[str, Any] = {"cluster": cluster, "starts": starts}
-    of_node = ""
-    if node is not None:
-        of_node, parameters["node"] = "AND node = {node:String} ", node
-    return sheet_of_table(
-        reader.query(
-            f"SELECT {', '.join([*keys, *sums])} {newest_lines(table, where)} {of_node}"
-            f"GROUP BY {', '.join(keys)}",
-            parameters,
+def _stored(
+    reader: Reader, clusters: Sequence[str], plan: Plan, wanted: Wanted, node: str | None
+) -> dict[str, Sheet]:
+    """Return the stored lines of clusters with one plan, each identity once."""
+    keys = ["cluster", "bucket", "rogue", *wanted.texts]
+    sums = [*LINE_INTS, *wanted.sums]
+    parameters: dict[str, Any] = {"clusters": list(clusters), "node": node}
+    parts = []
+    for tier, starts in zip(FLEET_TIERS if node is None else SLOT_TIERS, plan.stored, strict=False):
+        if not len(starts):
+            continue
+        where = (
+            "cluster IN {clusters:Array(String)} "
+            f"AND start_unix_ms >= {starts.min()} AND start_unix_ms <= {starts.max()} "
+            f"AND start_unix_ms IN {{{tier}:Array(Int64)}}"
         )
+        parameters[tier] = starts.tolist()
+        of_node = "" if node is None else " AND node = {node:String}"
+        parts.append(f"SELECT {', '.join([*keys, *sums])} {newest_lines(tier, where)}{of_node}")
+    if not parts:
+        return {}
+    table = reader.query(
+        f"SELECT {', '.join([*keys, *(f'sum({n}) AS {n}' for n in sums)])} "
+        f"FROM ({' UNION ALL '.join(parts)}) GROUP BY {', '.join(keys)}",
+        parameters,
     )
+    of = np.array(table["cluster"].to_pylist(), np.str_)
+    sheet = sheet_of_table(table, wanted)
+    return {cluster: sheet.where(of == cluster) for cluster in clusters}

@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from flopwatch_collector.telemetry.capture import capture_columns
 from flopwatch_collector.telemetry.columns import host_block, interval_block
-from flopwatch_collector.telemetry.dirty import MINUTE_MS, Minute
+from flopwatch_collector.telemetry.dirty import Minute
 from flopwatch_collector.telemetry.payload import (
     fields,
     probe_columns,
     roster_columns,
     slot_columns,
 )
-from flopwatch_collector.telemetry.schema import DAY_MS, RAW_KEPT_DAYS, TABLES
+from flopwatch_collector.telemetry.schema import TABLES
 from flopwatch_collector.telemetry.store import TelemetryStore, arrow_block
 from flopwatch_collector.telemetry.stored_rows import (
     StoredRows,
@@ -31,14 +31,12 @@ from flopwatch_collector.telemetry.stored_rows import (
     minutes_of_rows,
     signed,
 )
+from flopwatch_collector.telemetry.times import check_starts, check_times, minutes_said
 from flopwatch_proto import codec, packed
 from flopwatch_proto.codec import Columns
 from flopwatch_proto.errors import PermanentError
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 
-FUTURE_MS_MAX: Final = 10 * MINUTE_MS
-UNIX_MS_MAX: Final = 4_102_444_800_000  # year 2100: what the engine can put into a partition
-ROSTER_MINUTES_MAX: Final = 6
 _ORDER: Final = (
     "interval",
     "host",
@@ -132,11 +130,6 @@ class Unopened:
         return arrival
 
 
-def oldest_start_unix_ms(now_unix_ms: int) -> int:
-    """Return the earliest start of a row that is taken now."""
-    return now_unix_ms - RAW_KEPT_DAYS * DAY_MS
-
-
 def of_batch(origin: Origin, batch: pb.Batch, now_unix_ms: int) -> Arrival:
     """Return what a batch holds; whether its packed rows make sense is found when they are stored.
 
@@ -154,9 +147,11 @@ def of_batch(origin: Origin, batch: pb.Batch, now_unix_ms: int) -> Arrival:
     if rosters:
         tables["roster"] = _joined(rosters)
     if tables:
-        _check_times(tables, now_unix_ms)
+        check_times(tables, now_unix_ms)
     count = 0 if intervals is None else intervals.rows
-    minutes = _minutes(tables)
+    if count != batch.row_count:  # perhaps of a form that only later collectors know
+        raise PermanentError(f"bad_rows: {batch.row_count} rows promised, {count} found")
+    minutes = minutes_said(tables)
     tables["receipt"] = {
         "spool_id": [origin.spool_id],
         "seq": [batch.seq],
@@ -320,7 +315,7 @@ def _row_tables(arrivals: Sequence[Arrival], now_unix_ms: int) -> dict[str, dict
             continue
         block = block_of([rows for _, rows in found])
         starts = block.columns["start_unix_ms"].to_numpy()
-        _check_starts(table, int(starts.min()), int(starts.max()), now_unix_ms)
+        check_starts(table, int(starts.min()), int(starts.max()), now_unix_ms)
         tables[table] = signed([a for a, _ in found], block, table)
     return tables
 
@@ -364,56 +359,3 @@ def declared(cluster: str, slots: Sequence[pb.SlotDeclaration], stored_unix_ms: 
     origin = Origin(cluster=cluster, node="", simulated=False, spool_id="")
     columns = _by(origin, slot_columns("", slots))
     return {**columns, "stored_unix_ms": [stored_unix_ms] * len(slots)}
-
-
-_TIMES: Final = (
-    ("roster", "taken_unix_ms"),
-    ("event", "time_unix_ms"),
-    ("probe", "start_unix_ms"),
-)
-_RAW: Final = frozenset({"interval", "host", "roster"})
-"""Tables that are kept only as long as raw rows."""
-
-
-def _check_times(tables: dict[str, Columns], now_unix_ms: int) -> None:
-    for table, column in _TIMES:
-        if table in tables:
-            times = tables[table][column]
-            _check_starts(table, min(times), max(times), now_unix_ms)
-    if "slot" in tables:
-        slot = tables["slot"]
-        if min(slot["from_unix_ms"]) <= 0 or max(slot["from_unix_ms"]) > UNIX_MS_MAX:
-            raise PermanentError("bad_rows: a slot whose state begins at no sensible time")
-
-
-def _check_starts(table: str, first: int, last: int, now_unix_ms: int) -> None:
-    if last > now_unix_ms + FUTURE_MS_MAX:
-        late_ms = last - now_unix_ms
-        raise PermanentError(f"future: {table} rows lie {late_ms} ms ahead of this clock")
-    if first <= 0:
-        raise PermanentError(f"bad_rows: {table} rows without a time")
-    if table in _RAW and first < oldest_start_unix_ms(now_unix_ms):
-        raise PermanentError(f"too_old: {table} rows older than {RAW_KEPT_DAYS} days")
-
-
-def _minutes(tables: dict[str, Columns]) -> frozenset[int]:
-    """Return the minutes whose lines change beside those of rows: those that a roster speaks for.
-
-    A slot that enters or leaves service touches the minute in which it does; whoever makes lines knows
-    how far that reaches.
-    """
-    spans: set[tuple[int, int]] = set()
-    if "roster" in tables:
-        roster = tables["roster"]
-        pairs = set(zip(roster["taken_unix_ms"], roster["valid_until_unix_ms"], strict=True))
-        longest = (ROSTER_MINUTES_MAX - 1) * MINUTE_MS
-        spans |= {(start, min(end, start + longest)) for start, end in pairs}
-    if "slot" in tables:
-        slot = tables["slot"]
-        edges = (*slot["from_unix_ms"], *(end for end in slot["to_unix_ms"] if end > 0))
-        spans |= {(edge, edge + 1) for edge in edges}
-    return frozenset(
-        minute
-        for start, end in spans
-        for minute in range(start - start % MINUTE_MS, max(end, start + 1), MINUTE_MS)
-    )

@@ -56,6 +56,7 @@ class DirtyMarks:
         self._lock = threading.Lock()
         self._touched_unix_ms: dict[Minute, int] = {}
         self._in_flight: dict[Minute, int] = {}
+        self._began_unix_ms: dict[Minute, int] = {}
         self._newest_unix_ms = 0
 
     def mark(self, minutes: Iterable[Minute], now_unix_ms: int) -> None:
@@ -71,6 +72,7 @@ class DirtyMarks:
             new = [m for m in wanted if not self._store.exclusive or m not in self._touched_unix_ms]
             for minute in wanted:
                 self._in_flight[minute] = self._in_flight.get(minute, 0) + 1
+                self._began_unix_ms.setdefault(minute, now_unix_ms)
         try:
             self._write(new, now, cleared=False)
         except BaseException:
@@ -113,6 +115,14 @@ class DirtyMarks:
         with self._lock:
             return self._advance(now_unix_ms)
 
+    def known_until(self, now_unix_ms: int) -> int:
+        """Return a time so that rows stored by it are in every answer of the store from here on.
+
+        Rows stored after it may be in an answer, or not: a commit takes its time, and clocks differ.
+        """
+        with self._lock:
+            return min([now_unix_ms - SKEW_MS, *self._began_unix_ms.values()]) - 1
+
     def clear(self, cluster: str, minutes: Iterable[int], marked_before_unix_ms: int) -> list[int]:
         """Clear minutes that were not touched since a recompute began; return those cleared.
 
@@ -147,6 +157,7 @@ class DirtyMarks:
             self._in_flight[minute] = left
         else:
             self._in_flight.pop(minute, None)
+            self._began_unix_ms.pop(minute, None)
 
     def _write(self, minutes: Sequence[Minute], marked_unix_ms: int, *, cleared: bool) -> None:
         if not minutes:

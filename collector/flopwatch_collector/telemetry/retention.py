@@ -2,8 +2,9 @@
 
 Whole partitions go, which costs the engine nothing however much is in them. Raw rows count from their
 arrival, by days; a day stays as long as a minute in or beside it waits for its recompute, however old it is.
-Lines count from their own time, by months; superseded generations of a month in which nothing can change any
-more are removed once. A run is bounded: ``DROPS_MAX`` partitions. Everything else has a limit in its table.
+Lines count from their own time, by months, those of intervals by days; superseded generations of a month in
+which nothing can change any more are removed once. A run is bounded: ``DROPS_MAX`` partitions.
+Everything else has a limit in its table.
 
 Sharded tables are left to the limits of `sharded.py`.
 """
@@ -18,10 +19,9 @@ import msgspec
 import structlog
 
 from flopwatch_collector.telemetry.dirty import dirty_minutes
+from flopwatch_collector.telemetry.line_tables import LINE_TABLES, MINUTE_KEPT_DAYS
 from flopwatch_collector.telemetry.schema import (
     DAY_MS,
-    LINE_TABLES,
-    MINUTE_KEPT_DAYS,
     RAW_KEPT_DAYS,
     TABLES,
 )
@@ -35,6 +35,10 @@ DROPS_MAX: Final = 8
 BESIDE_MS: Final = 3_600_000
 """A minute's recompute reads no rows further away: a silence is judged by 15 minutes around it."""
 _DAY_S: Final = 86_400
+_HOUR_S: Final = 3_600
+_DAY_CHARACTERS: Final = len("20261231")
+INTERVALS_KEPT_S: Final = 6 * _HOUR_S
+INTERVALS_KEPT_S_MAX: Final = 48 * _HOUR_S
 
 log = structlog.get_logger()
 
@@ -44,19 +48,29 @@ class RetentionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     Attributes:
         raw: rows of cards, hosts and rosters, from their arrival; not less than rows may be late.
+        intervals: lines by interval, from their own time; what begins or ends inside a minute is read from
+            them, and from raw rows where they are gone.
         minutes: lines by minute, from their own time.
         hours: lines by hour, from their own time; None: for ever.
+        days: lines by day, from their own time; None: for ever.
     """
 
     raw: Duration = Duration(RAW_KEPT_DAYS * _DAY_S)
+    intervals: Duration = Duration(INTERVALS_KEPT_S)
     minutes: Duration = Duration(MINUTE_KEPT_DAYS * _DAY_S)
     hours: Duration | None = None
+    days: Duration | None = None
 
     def __post_init__(self) -> None:
         if self.raw < RAW_KEPT_DAYS * _DAY_S:
             raise ValueError(
                 f"raw is {_days(self.raw)}: rows may come {RAW_KEPT_DAYS} days late and need those beside"
                 f" them; write {RAW_KEPT_DAYS}d or more"
+            )
+        if not 2 * _HOUR_S <= self.intervals <= INTERVALS_KEPT_S_MAX:
+            raise ValueError(
+                f"intervals is {self.intervals / _HOUR_S:g}h: windows of an hour begin and end at intervals,"
+                " others at minutes; write 2h to 48h"
             )
         if self.minutes < self.raw:
             raise ValueError(
@@ -67,6 +81,11 @@ class RetentionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise ValueError(
                 f"hours is {_days(self.hours)}, minutes {_days(self.minutes)}: hours outlive minutes;"
                 " write as much or more, or leave it out to keep them for ever"
+            )
+        if self.days is not None and (self.hours is None or self.days < self.hours):
+            raise ValueError(
+                f"days is {_days(self.days)}, and hours are kept longer: days outlive hours; write as much"
+                " or more, or leave it out to keep them for ever"
             )
 
 
@@ -131,19 +150,19 @@ class Retention:
     def _lines_over(self, now_unix_ms: int) -> list[tuple[str, str]]:
         found = []
         for table in LINE_TABLES:
-            kept = self.config.minutes if table.name.endswith("_minute") else self.config.hours
+            kept = getattr(self.config, f"{table.name.split('_')[1]}s")
             if kept is None:
                 continue
             limit = now_unix_ms - kept.milliseconds
-            for month in self._partitions(table.name):
-                if _ends_unix_ms(month) > limit:
+            for partition in self._partitions(table.name):
+                if _ends_unix_ms(partition) > limit:
                     break
-                found.append((table.name, month))
+                found.append((table.name, partition))
         return found
 
     def _sweep_one(self, now_unix_ms: int) -> None:
         """Remove superseded lines of one closed month, where there are any."""
-        for table in LINE_TABLES:
+        for table in (t for t in LINE_TABLES if t.by_month):
             for month in self._partitions(table.name):
                 closed = _ends_unix_ms(month) + self.config.raw.milliseconds + DAY_MS < now_unix_ms
                 if closed and (table.name, month) not in self._swept:
@@ -161,13 +180,19 @@ class Retention:
 
 
 def _begins_unix_ms(partition: str) -> int:
-    form = "%Y%m%d" if len(partition) == len("20261231") else "%Y%m"
-    return int(datetime.strptime(partition, form).replace(tzinfo=UTC).timestamp() * 1000)
+    return int(_begins(partition).timestamp() * 1000)
 
 
-def _ends_unix_ms(month: str) -> int:
-    begins = datetime.strptime(month, "%Y%m").replace(tzinfo=UTC)
+def _ends_unix_ms(partition: str) -> int:
+    begins = _begins(partition)
+    if len(partition) == _DAY_CHARACTERS:
+        return int((begins + timedelta(days=1)).timestamp() * 1000)
     return int((begins + timedelta(days=32)).replace(day=1).timestamp() * 1000)
+
+
+def _begins(partition: str) -> datetime:
+    form = "%Y%m%d" if len(partition) == _DAY_CHARACTERS else "%Y%m"
+    return datetime.strptime(partition, form).replace(tzinfo=UTC)
 
 
 def _day_of(unix_ms: int) -> str:

@@ -7,18 +7,21 @@ Rules that hold for every table:
 - ``ORDER BY`` is the natural key, so a row that is stored twice collapses: read with ``FINAL``;
 - ``version`` decides which of two rows with one key stands.
 
-Lines are the exception: a minute (or hour) of a cluster is written whole under a new ``generation``,
+Lines are the exception: a minute (hour, day) of a cluster is written whole under a new ``generation``,
 which is part of the key, and *afterwards* one row of ``written`` names that generation. Readers take the
 newest generation that ``written`` names (`newest_lines`), so a half-written one is never seen and a line
 that is gone in the new generation is gone. No ``FINAL`` is needed. Superseded generations are removed by
 `retention.py` and at the latest by the age limit.
+
+Lines by interval are kept for hours only, and name themselves: an interval is a part of one insert into one
+partition, which the engine does whole or not at all, so the newest generation there is stands.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from flopwatch_collector.ledger.lines import LINE_INTS, LINE_MAXIMA, LINE_SUMS, LINE_TEXTS
+from flopwatch_collector.telemetry.line_tables import LINE_TABLES, MINUTE_KEPT_DAYS
 from flopwatch_collector.telemetry.table import (
     CODE,
     COUNT,
@@ -41,7 +44,6 @@ from flopwatch_proto import rows
 DAY_MS: Final = 24 * 3_600_000
 RAW_KEPT_DAYS: Final = 35
 """Raw rows live this long from their *arrival*; rows with an older start are refused."""
-MINUTE_KEPT_DAYS: Final = 400
 
 
 def _interval() -> Table:
@@ -331,36 +333,6 @@ _WRITTEN: Final = Table(
 )
 
 
-def _lines(name: str, *, per_slot: bool, kept_days: int | None) -> Table:
-    columns: ColumnTypes = {"cluster": TEXT, "start_unix_ms": INT, "generation": INT}
-    if per_slot:
-        columns |= {"node": TEXT, "slot": TEXT}
-    columns |= {"bucket": CODE, "rogue": FLAG}
-    columns |= dict.fromkeys(LINE_TEXTS, TEXT)
-    key = tuple(columns)
-    columns |= {"simulated": FLAG}
-    columns |= dict.fromkeys(LINE_INTS, INT)
-    columns |= dict.fromkeys(LINE_SUMS, QUANTITY)
-    columns |= dict.fromkeys(LINE_MAXIMA, QUANTITY)
-    columns["stored_unix_ms"] = INT
-    return Table(
-        name=name,
-        columns=columns,
-        key=key,
-        time="start_unix_ms",
-        by_month=True,
-        kept_days=kept_days,
-        swept=True,
-    )
-
-
-LINE_TABLES: Final = (
-    _lines("line_minute", per_slot=True, kept_days=MINUTE_KEPT_DAYS),
-    _lines("line_hour", per_slot=True, kept_days=None),
-    _lines("fleet_minute", per_slot=False, kept_days=MINUTE_KEPT_DAYS),
-    _lines("fleet_hour", per_slot=False, kept_days=None),
-)
-
 TABLES: Final[dict[str, Table]] = {
     table.name: table
     for table in (
@@ -389,8 +361,11 @@ def newest_lines(table: str, where: str) -> str:
         table: one of ``LINE_TABLES`` by name.
         where: conditions on ``cluster`` and ``start_unix_ms`` only; they bound both tables.
     """
+    named = f"FROM written WHERE grain = '{table}' AND"
+    if table == "fleet_interval":
+        named = f"FROM {table} WHERE"
     return (
         f"FROM {table} WHERE ({where}) AND (cluster, start_unix_ms, generation) IN ("
-        "SELECT cluster, start_unix_ms, max(generation) FROM written "
-        f"WHERE grain = '{table}' AND ({where}) GROUP BY cluster, start_unix_ms)"
+        f"SELECT cluster, start_unix_ms, max(generation) {named} ({where}) "
+        "GROUP BY cluster, start_unix_ms)"
     )

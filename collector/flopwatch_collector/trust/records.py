@@ -10,9 +10,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from flopwatch_collector.control import operations
 from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.trust.identity import Identity
 
 WAITING_MAX: Final = 1_000
 ORIGINS_MAX: Final = 10_000
+SHOWN_MAX: Final = 200_000
+DAY_MS: Final = 86_400_000
+LIFE_LEFT_MIN: Final = 0.25
+"""A certificate is renewed at about two thirds of its life: one with less left than this was not."""
 EVERY_MS: Final = 60_000
 """One host's refusals are written at most so often: it tries again by itself, for ever."""
 
@@ -41,7 +46,46 @@ class TrustMetrics:
             "Times that certificates on disk could not be used; those before are shown on.",
             registry=registry,
         )
+        self.ending = Gauge(
+            "flopwatch_trust_ending_certificates",
+            "Nodes whose certificate, as last shown here, has less than a quarter of its life left.",
+            registry=registry,
+        )
         self.denied = Gauge("flopwatch_trust_denied_nodes", "Nodes denied.", registry=registry)
+
+
+class Shown:
+    """How long certificates hold that nodes showed when they were let in. Bounded; of a loop and its threads.
+
+    One that is over for a day is forgotten: its node is gone, or is refused and in the audit log.
+    """
+
+    def __init__(self) -> None:
+        self._lives: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def note(self, identity: Identity, now_unix_ms: int) -> None:
+        """Take what a node showed just now."""
+        name = identity.cluster, identity.node
+        if name not in self._lives and len(self._lives) >= SHOWN_MAX:
+            self._forget(now_unix_ms)
+            if len(self._lives) >= SHOWN_MAX:
+                return
+        self._lives[name] = identity.issued_unix_ms, identity.expires_unix_ms
+
+    def of(self, cluster: str, node: str) -> tuple[int, int] | None:
+        """Return from when and until when a node's certificate holds; None: it showed none."""
+        return self._lives.get((cluster, node))
+
+    def ending(self, now_unix_ms: int) -> int:
+        """Return how many have less than a quarter of their life left."""
+        self._forget(now_unix_ms)
+        lives = list(self._lives.values())  # the loop notes on, meanwhile
+        return sum(ends - now_unix_ms < (ends - begins) * LIFE_LEFT_MIN for begins, ends in lives)
+
+    def _forget(self, now_unix_ms: int) -> None:
+        for name, (_, ends) in list(self._lives.items()):
+            if ends <= now_unix_ms - DAY_MS:
+                self._lives.pop(name, None)
 
 
 @dataclass(frozen=True, slots=True)

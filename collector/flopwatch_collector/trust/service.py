@@ -19,7 +19,7 @@ from flopwatch_collector.trust.credentials import Brought, Credentials, Own
 from flopwatch_collector.trust.denylist import Denylist
 from flopwatch_collector.trust.enrollment import Enrollment, Renewal, Signer
 from flopwatch_collector.trust.identity import Call, Identity, IdentityError, peer_identity
-from flopwatch_collector.trust.records import Refusals, TrustMetrics
+from flopwatch_collector.trust.records import Refusals, Shown, TrustMetrics
 from flopwatch_proto.errors import RetryableError, UsageError
 from flopwatch_proto.v1 import telemetry_pb2_grpc
 
@@ -55,6 +55,7 @@ class Trust:
 
     Attributes:
         denylist: asked at Hello and while streams last.
+        shown: how long certificates of nodes hold that were let in.
         port: of the enrolment; 0: there is none.
     """
 
@@ -73,6 +74,8 @@ class Trust:
         self._credentials = credentials
         self._metrics = TrustMetrics(registry)
         self._refusals = Refusals(self._metrics, now_unix_ms)
+        self._now_unix_ms = now_unix_ms
+        self.shown = Shown()
         self._signer = (
             None
             if authorities is None
@@ -199,6 +202,7 @@ class Trust:
         except IdentityError as exc:
             self._refusals.note("stream_refused", subject, call.peer(), str(exc))
             raise
+        self.shown.note(identity, self._now_unix_ms())
         return identity
 
     def refusal(self, call: Caller, identity: Identity) -> str | None:
@@ -214,6 +218,7 @@ class Trust:
             self._credentials.refresh()
             self._metrics.expires.set(self._credentials.expires_seconds())
             self._metrics.unread.set(self._credentials.failures)
+        self._metrics.ending.set(self.shown.ending(self._now_unix_ms()))
         denied = denylist.listed(self._control)
         self.denylist.replace(denied)
         self._metrics.denied.set(sum(d.issued_before_unix_ms is None for d in denied))

@@ -131,7 +131,8 @@ def shown_record(record: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value in record.items():
         if name.endswith("_unix_ms"):
-            moment = None if name == "to_unix_ms" and value == 0 else rfc3339(value)
+            unknown = value is None or (name == "to_unix_ms" and value == 0)
+            moment = None if unknown else rfc3339(value)
             shown[name.removesuffix("_unix_ms")] = moment
         else:
             shown[name] = None if value == "" else value
