@@ -12,7 +12,6 @@ one of them watches, pages and asks the schedulers, and one rolls up, by leases.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import random
 import signal
@@ -57,13 +56,11 @@ from flopwatch_collector.telemetry.retention import Retention
 from flopwatch_collector.telemetry.snapshot import snapshot
 from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_collector.trust.service import Trust
+from flopwatch_collector.tuning import tune
 from flopwatch_collector.watch import Watch, WatchSettings
 from flopwatch_proto.errors import FlopwatchError, UsageError
 
 ROLLUP_EVERY_S: Final = 10.0
-GC_ALLOCATIONS: Final = 50_000
-SWITCH_SECONDS: Final = 0.001
-"""How long a thread keeps the interpreter while another waits: an acknowledgement needs it several times."""
 
 log = structlog.get_logger()
 
@@ -374,11 +371,7 @@ async def serve(
     stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a collector until SIGTERM or SIGINT; ``stopping`` is called when one comes."""
-    # Rows are lists without cycles, by the thousand: looking for cycles among them that often cost a third
-    # of the event loop.
-    gc.set_threshold(GC_ALLOCATIONS, 20, 20)
-    gc.freeze()
-    sys.setswitchinterval(SWITCH_SECONDS)
+    tune()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

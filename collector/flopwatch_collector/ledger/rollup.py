@@ -62,7 +62,7 @@ class Rollup:
     _stale_days: set[tuple[str, int]] = field(default_factory=set)
     _loaded: bool = False
     _cut: set[tuple[str, int]] = field(default_factory=set)
-    _seats: dict[str, dict[tuple[str, str, int], int]] = field(default_factory=dict)
+    _seats: dict[str, tuple[Seats, dict[tuple[str, str, int], int]]] = field(default_factory=dict)
     _generation: int = 0
 
     def __post_init__(self) -> None:
@@ -151,12 +151,15 @@ class Rollup:
 
     def _follow_seats(self, cluster: str, seats: Seats, settled_unix_ms: int) -> None:
         """Make minutes due again in which slots turn out to have been in service, or not to have been."""
+        known, before = self._seats.get(cluster, (None, None))
+        if seats is known:
+            return
         now = {
             (*seats.names[k], int(start)): int(end)
             for k, start, end in zip(seats.key, seats.start, seats.end, strict=True)
         }
-        before = self._seats.get(cluster, now)
-        self._seats[cluster] = now
+        self._seats[cluster] = seats, now
+        before = now if before is None else before
         changed = [start for *_, start in before.keys() ^ now.keys()]
         changed += [
             min(before[seat], now[seat])
