@@ -123,15 +123,30 @@ def _slots(reader: Reader, parameters: dict[str, Any], window: Window, where: st
 def _rows(reader: Reader, parameters: dict[str, Any], window: Window, where: str) -> pa.Table:
     return reader.query(
         f"SELECT {', '.join(ROW_COLUMNS)} FROM interval FINAL "
-        "WHERE cluster = {cluster:String} AND start_unix_ms > {low:Int64} "
+        "WHERE cluster = {cluster:String} AND start_unix_ms >= {first:Int64} "
         f"AND start_unix_ms < {{end:Int64}} AND start_unix_ms + duration_ms > {{start:Int64}}{where}",
         {
             **parameters,
-            "low": window.start - ROW_MS_MAX,
+            "first": _first_start(reader, parameters, window, where),
             "start": window.start,
             "end": window.end,
         },
     )
+
+
+def _first_start(reader: Reader, parameters: dict[str, Any], window: Window, where: str) -> int:
+    """Return when the first row that reaches into the window begins: mostly none was there before it.
+
+    Asked of two columns, because FINAL reads all columns of all rows that a range of the key has.
+    """
+    table = reader.query(
+        "SELECT minOrNull(start_unix_ms) AS first FROM interval WHERE cluster = {cluster:String} "
+        "AND start_unix_ms > {low:Int64} AND start_unix_ms < {start:Int64} "
+        f"AND start_unix_ms + duration_ms > {{start:Int64}}{where}",
+        {**parameters, "low": window.start - ROW_MS_MAX, "start": window.start},
+    )
+    first: int | None = table["first"][0].as_py()
+    return window.start if first is None else first
 
 
 def _rosters(

@@ -124,14 +124,26 @@ class GroupCommit(Generic[From]):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._first_seconds + COMMIT_SECONDS_MAX):
                     await self._full.wait()
-            group, self._pending, self._pending_rows = self._pending, [], 0
+            group = self._taken()
             self._arrived.clear()
             self._full.clear()
-            if self._stopping:
+            if self._stopping or self._pending:
                 self._arrived.set()
+            if self._stopping or self._pending_rows >= COMMIT_ROWS_MAX:
                 self._full.set()
             if group:
                 await self._commit(group)
+
+    def _taken(self) -> list[tuple[From, Arrival | Unopened]]:
+        """Take the arrivals of one commit: what came meanwhile may be more than one should hold."""
+        rows = count = 0
+        for _, arrival in self._pending:
+            if count and rows + arrival.interval_rows > COMMIT_ROWS_MAX:
+                break
+            rows, count = rows + arrival.interval_rows, count + 1
+        group, self._pending = self._pending[:count], self._pending[count:]
+        self._pending_rows -= rows
+        return group
 
     async def _commit(self, came: list[tuple[From, Arrival | Unopened]]) -> None:
         size_bytes = sum(arrival.size_bytes for _, arrival in came)
