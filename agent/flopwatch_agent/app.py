@@ -46,6 +46,7 @@ TICK_MS: Final = 1_000
 DRAIN_SECONDS: Final = 5.0
 ALLOCATION_SECONDS: Final = 5.0
 SETTLE_SECONDS: Final = 2.0
+CANCEL_AGAIN_SECONDS: Final = 5.0
 """After an interval's boundary, how long the readings that close its rows are awaited."""
 
 _log = structlog.get_logger()
@@ -142,9 +143,11 @@ class Agent:
             self._health.ready()
             await self._stopping.wait()
             self._health.stopping()
-            for loop in loops:
-                loop.cancel()
-            await asyncio.wait(loops)
+            pending = set(loops)
+            while pending:  # a `wait_for` that is woken at the same moment forgets to be cancelled
+                for loop in pending:
+                    loop.cancel()
+                _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
             await self._leave()
             delivery.cancel()
 
@@ -222,7 +225,8 @@ class Agent:
             left = deadline - self._clock.monotonic_seconds()
             self._taken.clear()
             try:
-                await asyncio.wait_for(self._taken.wait(), max(0.0, left))
+                async with asyncio.timeout(max(0.0, left)):
+                    await self._taken.wait()
             except TimeoutError:
                 return
 

@@ -2,8 +2,11 @@
 
 A sound Hello, batch, gap, status and goodbye are mutated on the wire: bits flipped, bytes cut, doubled
 and put in, lengths that lie, messages in messages, payloads that say another size or decompress without
-end. Each goes over a real stream; a stream that the collector ends is opened again. Meanwhile an honest node
-sends as ever: each of its batches must be acknowledged, and the collector must neither end nor grow.
+end. Each goes over a real stream; a stream that the collector ends is opened again. Meanwhile honest nodes
+send as ever: each of their batches must be acknowledged, and the collector must neither end nor grow.
+
+Three phases: honest load until the collector is warm; the control, honest load alone; malformed messages
+beside it. What the third adds is held against the second, in memory and in waits for acknowledgements.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,22 +33,63 @@ from flopwatch_proto.v1 import telemetry_pb2_grpc as rpc
 from processes import Process
 
 GROWTH_BYTES_MAX: Final = 50 << 20
-WARM_MESSAGES: Final = 2_000
+WAITS_MAX: Final = 2.0
+"""How many times as long as in the control the slowest hundredth of acknowledgements may take."""
+WARM_S: Final = 30.0
+CONTROL_MESSAGES_PER_S: Final = 2_000
+"""The control lasts as long as the malformed phase would at this pace; both lengths are said."""
+SAMPLE_S: Final = 0.5
+NODES: Final = 4
 FLOODS: Final = 4
+OWN_CONNECTION: Final = (("grpc.use_local_subchannel_pool", 1),)
+"""Else all share one connection, and wait for one of the 4 streams that a collector allows on it."""
+COLLECTOR: Final = """
+import asyncio, sys
+from campaign.collecting import collect
+from flopwatch_collector.tuning import tune
+tune()  # as the collector does before anything else
+asyncio.run(collect(*sys.argv[1:]))
+"""
 STREAM_MESSAGES_MAX: Final = 64
 HONEST_S: Final = 0.2
 BOMB: Final = zstandard.ZstdCompressor(level=19).compress(bytes(256 << 20))
 
 
 @dataclass
+class Phase:
+    """What was seen in one phase.
+
+    Attributes:
+        seconds: how long it was.
+        rss_bytes, peak_bytes: of the collector, at its end and at most.
+        acks_ms: waits of honest nodes for an acknowledgement.
+    """
+
+    seconds: float = 0.0
+    rss_bytes: int = 0
+    peak_bytes: int = 0
+    acks_ms: list[float] = field(default_factory=list)
+
+    def wait_ms(self, share: float) -> float:
+        """Return the wait that this share of acknowledgements did not exceed; NaN without any."""
+        waits = sorted(self.acks_ms)
+        return waits[int(len(waits) * share)] if waits else float("nan")
+
+
+@dataclass
 class Verdict:
-    """What happened. Attributes: problems: one line each; acks_ms: of the honest node, from the start."""
+    """What happened. Attributes: problems: one line each; control, malformed: the phases compared."""
 
     problems: list[str] = field(default_factory=list)
     sent: int = 0
     streams: int = 0
-    grown_bytes: int = 0
-    acks_ms: list[float] = field(default_factory=list)
+    control: Phase = field(default_factory=Phase)
+    malformed: Phase = field(default_factory=Phase)
+
+    @property
+    def grown_bytes(self) -> int:
+        """What the collector holds more than at the end of the control."""
+        return self.malformed.rss_bytes - self.control.rss_bytes
 
 
 def seeds(base_unix_ms: int) -> list[bytes]:
@@ -99,36 +143,56 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 class Campaign:
-    """A collector, an honest node and those that are not."""
+    """A collector, honest nodes and those that are not."""
 
     def __init__(self, home: Path, seed: int) -> None:
-        command = (sys.executable, "-m", "campaign.collecting", "127.0.0.1:0", str(home / "store"))
+        command = (sys.executable, "-c", COLLECTOR, "127.0.0.1:0", str(home / "store"))
         self.collector = Process(command, home / "collecting.log")
         self._target = self.collector.line("listening ")
         self._seed = seed
         self._base = time.time_ns() // 1_000_000 - 3_600_000
         self._verdict = Verdict()
+        self._phase = Phase()
 
-    async def run(self, messages: int) -> Verdict:
-        """Send so many, and judge."""
-        verdict, process = self._verdict, psutil.Process(self.collector.pid)
-        honest = asyncio.create_task(self._honest())
-        await self._flood(min(WARM_MESSAGES, messages // 2))
-        before = process.memory_info().rss
-        await self._flood(messages - verdict.sent)
-        verdict.grown_bytes = process.memory_info().rss - before
-        if verdict.grown_bytes > GROWTH_BYTES_MAX:
-            verdict.problems.append(f"the collector grew by {verdict.grown_bytes >> 20} MiB")
-        acked = len(verdict.acks_ms)
-        while len(verdict.acks_ms) <= acked and self.collector.running and not honest.done():
+    async def run(self, messages: int, warm_s: float = WARM_S) -> Verdict:
+        """Send so many; problems are of what ended, memory and waits are for the caller to judge."""
+        verdict = self._verdict
+        honest = [asyncio.create_task(self._honest(f"n{i + 1}")) for i in range(NODES)]
+        await self._during(asyncio.sleep(warm_s))
+        control_s = messages / CONTROL_MESSAGES_PER_S
+        verdict.control = await self._during(asyncio.sleep(control_s))
+        verdict.malformed = await self._during(self._flood(messages))
+        # Everything that was sent is handled by the time all of them were acknowledged twice more.
+        self._phase = Phase()
+        while len(self._phase.acks_ms) < 2 * NODES and self.collector.running:
+            if any(task.done() for task in honest):
+                break
             await asyncio.sleep(HONEST_S)
-        if honest.done():
-            verdict.problems.append(f"the honest node's stream ended: {honest.exception()}")
-        honest.cancel()
-        await asyncio.gather(honest, return_exceptions=True)
+        for task in honest:
+            if task.done():
+                verdict.problems.append(f"an honest node's stream ended: {task.exception()}")
+            task.cancel()
+        await asyncio.gather(*honest, return_exceptions=True)
         if not self.collector.running:
             verdict.problems.append(f"the collector ended: {self.collector.said()[-500:]}")
         return verdict
+
+    async def _during(self, work: Coroutine[Any, Any, None]) -> Phase:
+        """Return what was seen while this was done."""
+        phase = self._phase = Phase()
+        process, began = psutil.Process(self.collector.pid), time.monotonic()
+        doing = asyncio.create_task(work)
+        while self.collector.running:
+            phase.rss_bytes = process.memory_info().rss
+            phase.peak_bytes = max(phase.peak_bytes, phase.rss_bytes)
+            done, _ = await asyncio.wait({doing}, timeout=SAMPLE_S)
+            if done:
+                break
+        await doing
+        phase.seconds = time.monotonic() - began
+        if self.collector.running:
+            phase.rss_bytes = process.memory_info().rss
+        return phase
 
     async def _flood(self, messages: int) -> None:
         share = -(-messages // FLOODS)
@@ -154,7 +218,7 @@ class Campaign:
                 yield frame
 
         self._verdict.streams += 1
-        async with grpc.aio.insecure_channel(self._target) as channel:
+        async with grpc.aio.insecure_channel(self._target, OWN_CONNECTION) as channel:
             method = channel.stream_stream(
                 "/flopwatch.v1.Ingest/Stream",
                 request_serializer=bytes,
@@ -167,12 +231,12 @@ class Campaign:
         self._verdict.sent += sent
         return max(sent, 1)
 
-    async def _honest(self) -> None:
+    async def _honest(self, node: str) -> None:
         """Be a node as any other: a batch, its acknowledgement, and so on."""
-        async with grpc.aio.insecure_channel(self._target) as channel:
+        async with grpc.aio.insecure_channel(self._target, OWN_CONNECTION) as channel:
             stub: Any = rpc.IngestStub(channel)
             call = stub.Stream()
-            await call.write(pb.AgentFrame(hello=hello("a" * 32, "n1")))
+            await call.write(pb.AgentFrame(hello=hello(f"{node:a<32}", node)))
             seq = 0
             while True:
                 seq += 1
@@ -183,7 +247,7 @@ class Campaign:
                 while (frame := await call.read()).ack.through_seq < seq:
                     if frame.HasField("reject"):
                         raise RuntimeError(f"an honest batch was rejected: {frame.reject.code}")
-                self._verdict.acks_ms.append(1000 * (time.monotonic() - began))
+                self._phase.acks_ms.append(1000 * (time.monotonic() - began))
                 await asyncio.sleep(HONEST_S)
 
 
@@ -201,12 +265,19 @@ def main(messages: int, seed: int) -> int:
     """Run one and say how it went; 0 where nothing is wrong."""
     with tempfile.TemporaryDirectory() as scratch, campaign(Path(scratch), seed) as running:
         verdict: Verdict = asyncio.run(running.run(messages))
-    acks = sorted(verdict.acks_ms)
+    for name, phase in (("control", verdict.control), ("malformed", verdict.malformed)):
+        sys.stdout.write(
+            f"{name}: {phase.seconds:.0f} s, memory {phase.rss_bytes / (1 << 20):.1f} MiB at the end, "
+            f"{phase.peak_bytes / (1 << 20):.1f} at most; {len(phase.acks_ms)} honest batches "
+            f"acknowledged, median {phase.wait_ms(0.5):.0f} ms, p99 {phase.wait_ms(0.99):.0f} ms\n"
+        )
+    if verdict.grown_bytes > GROWTH_BYTES_MAX:
+        verdict.problems.append(f"the collector grew by {verdict.grown_bytes >> 20} MiB")
+    if not verdict.malformed.wait_ms(0.99) <= WAITS_MAX * verdict.control.wait_ms(0.99):
+        verdict.problems.append("honest nodes waited more than twice as long as in the control")
     sys.stdout.write(
-        f"seed {seed}: {verdict.sent} malformed messages on {verdict.streams} streams, collector grew by "
-        f"{verdict.grown_bytes / (1 << 20):.1f} MiB; honest node: {len(acks)} batches acknowledged, "
-        f"median {acks[len(acks) // 2]:.0f} ms, p99 {acks[len(acks) * 99 // 100]:.0f} ms, "
-        f"{len(verdict.problems)} problems\n"
+        f"seed {seed}: {verdict.sent} malformed messages on {verdict.streams} streams, grown by "
+        f"{verdict.grown_bytes / (1 << 20):.1f} MiB, {len(verdict.problems)} problems\n"
     )
     sys.stdout.write("".join(f"WRONG {problem}\n" for problem in verdict.problems))
     return 1 if verdict.problems else 0
