@@ -172,8 +172,8 @@ def test_the_sm_clock_is_the_mean_of_the_drivers_buffer(start: Start, script: Sc
     child.inventory()
     child.read()
     script.add("device 0 sm_clock_mhz 2000")
-    time.sleep(0.2)
-    child.ask(EventsRequest())
+    child.ask(EventsRequest())  # the driver takes note of its new script when it is called
+    time.sleep(0.2)  # ten samples of its buffer
     script.add("device 0 sm_clock_mhz 2000 @0 1000")  # now 1000 again, but not in the buffer
     assert child.card().values["sm_clock_mhz"] > 1000
 
