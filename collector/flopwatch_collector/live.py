@@ -42,8 +42,6 @@ from flopwatch_collector.live_tables import (
     Word,
     in_memory,
     last_words,
-    newest_rows,
-    overlapping,
     records,
     table_of,
     typed,
@@ -58,6 +56,8 @@ from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 MFU_WINDOW_MS: Final = 120_000
 KEPT_MS: Final = MFU_WINDOW_MS + 60_000
+SETTLED_MS: Final = 40_000
+"""How long ago the rows of an interval began that are packed: most of what is late has come by then."""
 SPOKEN_MS: Final = 20 * 60_000
 """How far back words are looked up at start: beyond it a silence is MISSING in any case."""
 
@@ -113,9 +113,7 @@ class Live:
                 here = intervals == interval
                 known.sheets.pop(interval, None)
                 known.revisions[interval] = known.revisions.get(interval, 0) + 1
-                known.chunks.setdefault(interval, []).append(
-                    kept if here.all() else kept.filter(pa.array(here))
-                )
+                known.rows.add(interval, kept if here.all() else kept.filter(pa.array(here)))
             self._hear(known, cluster, words, stored_unix_ms)
 
     def _hear(self, known: Known, cluster: str, words: Iterable[Word], now_unix_ms: int) -> None:
@@ -220,7 +218,7 @@ class Live:
                         np.asarray(rows["start_unix_ms"].to_numpy()) // INTERVAL_MS * INTERVAL_MS
                     )
                     for interval in np.unique(starts):
-                        known.chunks[int(interval)] = [rows.filter(pa.array(starts == interval))]
+                        known.rows.add(int(interval), rows.filter(pa.array(starts == interval)))
                 for record in heard.to_pylist():
                     known.heard[record["node"], record["slot"]] = record["heard"]
                 known.newest_row_unix_ms = max(known.heard.values(), default=None)
@@ -266,6 +264,7 @@ class Live:
             newest = Window(start=tick_unix_ms - INTERVAL_MS, end=tick_unix_ms)
             lines, sheet = self._sheeted(known, newest)
             recent = joined(self._recent_sheets(known, tick_unix_ms))
+            known.rows.pack(tick_unix_ms - SETTLED_MS)
             with self._lock:
                 heard, onboarded = dict(known.heard), known.onboarded_ratio(tick_unix_ms)
                 goodbyes = {n for n, (_, until) in known.goodbyes.items() if until >= tick_unix_ms}
@@ -323,15 +322,7 @@ class Live:
     def _evidence(self, known: Known, window: Window) -> Evidence:
         with self._lock:
             seats, rosters = self._seats(known), self._said(known)
-            parts = {
-                start: list(known.chunks[start])
-                for start in (window.start - INTERVAL_MS, window.start)
-                if start in known.chunks
-            }
-        tables = [
-            overlapping(self._compact(known, start, part), window) for start, part in parts.items()
-        ]
-        table = pa.concat_tables(tables) if tables else table_of([], "interval", COLUMNS)
+        table = known.rows.within(window)
         heard, rows = heard_in_rosters(rosters, seats, window), rows_of(table, seats)
         if has_silence(window, seats, rows, rosters):  # the words before matter to nothing else
             words = [max(known.heard.get(name, NEVER), self._ready_unix_ms) for name in seats.names]
@@ -353,19 +344,10 @@ class Live:
             )
         return known.seats
 
-    def _compact(self, known: Known, interval: int, parts: Sequence[pa.Table]) -> pa.Table:
-        """Return the rows of an interval as one table, each row once, and keep it in place of its parts."""
-        if len(parts) == 1:
-            return parts[0]
-        table = newest_rows(pa.concat_tables(parts))
-        with self._lock:
-            known.chunks[interval][: len(parts)] = [table]
-        return table
-
     def _forget(self, known: Known, tick_unix_ms: int) -> None:
         """Drop what no tick will ask for again, so that memory is bounded by what is in service."""
-        oldest = tick_unix_ms - KEPT_MS
-        known.chunks = {t: c for t, c in known.chunks.items() if t >= oldest}
+        oldest = tick_unix_ms - MFU_WINDOW_MS - INTERVAL_MS  # a row may begin an interval earlier
+        known.rows.forget(oldest)
         known.sheets = {t: s for t, s in known.sheets.items() if t >= oldest}
         known.revisions = {t: r for t, r in known.revisions.items() if t >= oldest}
         old = tick_unix_ms - SPOKEN_MS

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from flopwatch_collector.ledger.evidence import FOREVER, NEVER, Rosters, Seats
 from flopwatch_collector.ledger.sheet import Sheet
+from flopwatch_collector.live_rows import RecentRows
 from flopwatch_proto.rows import INTERVAL_MS, SlotState
 
 
@@ -24,7 +25,7 @@ class Known:
     """
 
     simulated: bool
-    chunks: dict[int, list[pa.Table]] = field(default_factory=dict)
+    rows: RecentRows = field(default_factory=RecentRows)
     rosters: dict[tuple[str, int], pa.Table] = field(default_factory=dict)
     slots: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
     heard: dict[tuple[str, str], int] = field(default_factory=dict)

@@ -6,10 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from evidence_tables import GPM_SPREAD, MINUTE, roster, row, slot
+from flopwatch_collector.ledger.evidence import Window
 from flopwatch_collector.live import Live
+from flopwatch_collector.live_rows import RecentRows
+from flopwatch_collector.live_tables import COLUMNS, table_of
 from flopwatch_collector.rules import Observation
 from flopwatch_collector.rules.registry import rule_named
 from flopwatch_collector.telemetry.store import TelemetryStore
@@ -167,11 +171,49 @@ def test_what_the_store_holds_is_there_after_a_restart(store: TelemetryStore) ->
     )
 
 
-def test_memory_holds_a_few_minutes_and_no_more() -> None:
+def test_memory_holds_two_minutes() -> None:
     now = live()
     for i in range(120):
-        speak(now, T0 + i * 10_000, range(4))
+        speak(now, T0 + i * 10_000)
         observe(now, T0 + (i + 1) * 10_000)
     kept = now._clusters["atlas"]
-    assert len(kept.chunks) <= 19
-    assert len(kept.sheets) <= 19
+    sizes = kept.rows.sizes()
+    newest = max(sizes)
+    assert min(sizes) == newest - 120_000
+    assert len(kept.sheets) == 13
+    assert len(set(sizes.values())) == 1  # of so few rows none are packed
+
+
+def test_settled_rows_are_packed_and_come_back_as_they_were_each_once() -> None:
+    def rows(slots: range) -> pa.Table:
+        return table_of(
+            [row(T0, name=f"s{i}", sm=0.1 + 0.01 * (i % 7)) for i in slots], "interval", COLUMNS
+        )
+
+    recent, window = RecentRows(), Window(start=T0, end=T0 + 10_000)
+    recent.add(T0, rows(range(400)))
+    whole, size = recent.within(window), recent.sizes()[T0]
+    recent.pack(T0)
+    assert recent.sizes()[T0] == size
+    recent.pack(T0 + 1)
+    assert recent.sizes()[T0] * 3 < size
+    assert recent.within(window).equals(whole)
+    recent.add(T0, rows(range(300, 500)))
+    assert recent.within(window).sort_by("slot").equals(rows(range(500)).sort_by("slot"))
+    assert recent.within(Window(start=T0 - 20_000, end=T0 - 10_000)).num_rows == 0
+    recent.forget(T0 + 1)
+    assert recent.within(window).num_rows == 0
+
+
+def test_what_comes_late_for_a_settled_interval_is_judged_with_what_was_there() -> None:
+    late, whole = live(), live()
+    for i in range(12):
+        speak(late, T0 + i * 10_000, range(CARDS) if i > 3 else range(10))
+        speak(whole, T0 + i * 10_000)
+        observe(late, T0 + (i + 1) * 10_000)
+        observe(whole, T0 + (i + 1) * 10_000)
+    tick = T0 + 120_000
+    assert observe(late, tick)["mfu"].unseen_cards > 0
+    for i in range(4):
+        speak(late, T0 + i * 10_000, range(10, CARDS))
+    assert observe(late, tick)["mfu"] == observe(whole, tick)["mfu"]
