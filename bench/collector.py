@@ -4,6 +4,8 @@
 
 The collector is the real one, with its embedded store, rollups, rules and dashboard process. The nodes
 are those of bench/fleet.py, which also times every acknowledgement. With --tls each shows a certificate.
+Before it the same nodes send to bench/sink.py, which stores nothing: machines differ, and what a batch
+costs gRPC alone on this one is what the collector is to be measured by.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any, Final
 
 import psutil
 from fleet import CLUSTER, node_name
-from measure import ROOT, collecting, costs, ended, machine, write
+from measure import ROOT, Cost, collecting, costs, ended, machine, write
 
 from flopwatch_collector.telemetry.remote import RemoteStore
 from flopwatch_proto import rows
@@ -33,11 +35,13 @@ from pki import Pki
 
 CONNECT_S_MAX: Final = 300.0
 SETTLE_S: Final = 30.0
+BARE_S: Final = 30.0
 _REMARKS: Final = (
     "Fleet and collector share the machine's cores; CPU is that of the named process only, in percent "
     "of one core.",
     "A value is a card-time or a quantity that is not null; keys, texts and buckets are not counted.",
     "Bytes are those of batches with their HTTP/2 and gRPC framing; of TCP and TLS nothing is counted.",
+    "`grpc_alone` is bench/sink.py under the same nodes: the same options, messages read and acknowledged.",
     "`ack_ms` is from the write of a batch to its acknowledgement after fsync, of every batch of every node.",
 )
 
@@ -48,12 +52,33 @@ async def measure(nodes: int, seconds: float, resolution: int, tls: bool) -> dic
         directory = Path(scratch)
         if tls:
             _certificates(directory, nodes)
+        bare = await _bare(directory, nodes, resolution, tls)
         async with (
             collecting(directory, tls) as (main_pid, ingest),
             _fleet(directory, nodes, seconds, resolution, ingest, tls) as fleet,
         ):
             reader = RemoteStore(directory / "data/read.sock")
-            return await _figures(main_pid, fleet, reader, seconds)
+            figures = await _figures(main_pid, fleet, reader, seconds)
+    times = figures["main"]["cpu_percent"] / bare.cpu_percent
+    return {**figures, "grpc_alone": asdict(bare), "cpu_times_grpc_alone": round(times, 2)}
+
+
+async def _bare(directory: Path, nodes: int, resolution: int, tls: bool) -> Cost:
+    """Return what the same batches cost a server that acknowledges them and stores nothing."""
+    secure = ("--tls", str(directory)) if tls else ()
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(Path(__file__).with_name("sink.py")), *secure), stdout=subprocess.PIPE
+    )
+    assert server.stdout is not None
+    try:
+        ingest = (await server.stdout.readline()).decode().removeprefix("ingest ").strip()
+        async with _fleet(directory, nodes, BARE_S, resolution, ingest, tls) as fleet:
+            await _said(fleet)
+            await asyncio.sleep(SETTLE_S)
+            found = await asyncio.to_thread(costs, server.pid, BARE_S)
+        return found[server.pid]
+    finally:
+        await ended(server)
 
 
 async def _figures(

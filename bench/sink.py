@@ -1,13 +1,23 @@
-"""A collector that stores nothing: it acknowledges whatever comes, and counts it."""
+"""A collector that stores nothing: it acknowledges whatever comes, and counts it.
+
+    .venv/bin/python bench/sink.py [--tls DIRECTORY]
+
+By itself it says where it listens, and serves until it is ended: what gRPC alone costs.
+"""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc.aio
 
+from flopwatch_collector.listen import SERVER_OPTIONS
 from flopwatch_proto.v1 import telemetry_pb2 as pb
 from flopwatch_proto.v1 import telemetry_pb2_grpc as pb_grpc
 
@@ -55,14 +65,39 @@ class Sink(pb_grpc.IngestServicer):
 
 
 @asynccontextmanager
-async def sink() -> AsyncIterator[Counted]:
-    """Serve on a free port of the loopback interface."""
+async def sink(credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Counted]:
+    """Serve on a free port of the loopback interface, with the collector's own options."""
     counted = Counted()
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     pb_grpc.add_IngestServicer_to_server(Sink(counted), server)
-    counted.port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        counted.port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        counted.port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
         yield counted
     finally:
         await server.stop(1)
+
+
+def _credentials(directory: Path) -> grpc.ServerCredentials:
+    """Return those that bench/collector.py left in a directory: each side shows a certificate."""
+    key, certificate, authority = (
+        (directory / name).read_bytes()
+        for name in ("server/key.pem", "server/certificate.pem", "ca.pem")
+    )
+    return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+
+
+async def _serve(directory: Path | None) -> None:
+    async with sink(None if directory is None else _credentials(directory)) as counted:
+        sys.stdout.write(f"ingest 127.0.0.1:{counted.port}\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tls", type=Path)
+    asyncio.run(_serve(parser.parse_args().tls))
