@@ -4,8 +4,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # What the test suite needs of the system: a compiler for the fake driver, a browser for the dashboard,
 # systemd-analyze for the units, names of PCI devices for the peak table, patchelf and rpm for packages,
-# a real Slurm for the rosters, PostgreSQL and a balancer for several collectors.
-PACKAGES := chromium gcc haproxy libc6-dev mariadb-server-core munge patchelf pci.ids postgresql rpm slurm-client slurmctld slurmd slurmdbd slurmrestd systemd
+# a real Slurm for the rosters, PostgreSQL and a balancer for several collectors, Prometheus and a pair of
+# Alertmanagers for pages.
+PACKAGES := chromium gcc haproxy libc6-dev libfaketime mariadb-server-core munge patchelf pci.ids postgresql prometheus prometheus-alertmanager rpm slurm-client slurmctld slurmd slurmdbd slurmrestd systemd
 APT := DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends
 
 .DEFAULT_GOAL := help
@@ -79,6 +80,12 @@ campaign: setup debian ## every fault of docs/measured/reliability.md that has a
 	PYTHONPATH=tests $(BIN)/python -m campaign.rollback 200 $(or $(SEED),1)
 	PYTHONPATH=tests $(BIN)/python -m campaign.malformed 200000 $(or $(SEED),1)
 	PYTHONPATH=tests $(BIN)/python -m campaign.hostile 10000 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.clocks 40 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.slow 20 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.certificates 36 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.cgroups 50 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.upgrades 20 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.soak $(or $(MINUTES),60) $(or $(SEED),1)
 
 packages: setup debian ## build the packages that fleets install, .deb and .rpm, into dist
 	$(BIN)/python tools/packages.py dist

@@ -35,6 +35,7 @@ from flopwatch_collector.ledger.intervals import INTERVAL_SETTLE_MS, RECENT_MS, 
 from flopwatch_collector.ledger.lines import LINE_INTS, LINE_SUMS
 from flopwatch_collector.ledger.rollup import HOUR_MS, MINUTE_MS, SETTLE_MS
 from flopwatch_collector.ledger.window import asked_window
+from flopwatch_collector.teams import team, teams
 from flopwatch_collector.telemetry.remote import ReadBounds
 from flopwatch_collector.telemetry.schema import DAY_MS
 from flopwatch_collector.telemetry.store import Handles, TelemetryStore
@@ -196,7 +197,9 @@ def questions(
         views: dict[str, Callable[[], Any]] = {
             "fleet": partial(fleet, store, window, now, {}),
             "cluster": partial(cluster, store, name, window, now, {}),
-            "jobs and teams of a cluster": partial(jobs, store, name, window, now),
+            "jobs of a cluster": partial(jobs, store, name, window, now),
+            "teams": partial(teams, store, window, now),
+            "a team with its clusters": partial(team, store, "team-7", window, now),
         }
         for view, ask in views.items():
             result[f"{view}, {span}"] = timed(ask, asked)

@@ -1,12 +1,13 @@
 """Which agents report: what each said of itself when it came, and of its driver and spool since. In memory.
 
 A collector that starts again knows its agents as soon as they are back: each opens a stream with a Hello.
+What several collectors hear they tell each other by `presence`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from flopwatch_proto.v1 import telemetry_pb2 as pb
@@ -47,21 +48,29 @@ class Agent:
     left: bool = False
 
 
+_FIELDS: Final = tuple(entry.name for entry in fields(Agent))
+
+
 @dataclass(slots=True)
 class Agents:
     """What is known of every agent that was heard in the last week.
 
     Attributes:
         certificate_of: from when and until when the certificate holds that a node of a cluster showed last.
+        collector: the name of the one that hears them; empty where it is alone.
+        hellos: streams that were opened.
     """
 
     certificate_of: Callable[[str, str], tuple[int, int] | None] = lambda cluster, node: None
+    collector: str = ""
+    hellos: int = 0
     _known: dict[tuple[str, str], Agent] = field(default_factory=dict)
 
     def hello(self, hello: pb.Hello, now_unix_ms: int) -> None:
         """Take who opened a stream."""
         if len(self._known) >= AGENTS_MAX:
             self._forget(now_unix_ms)
+        self.hellos += 1
         place = hello.cluster, hello.node_id
         agent = self._known.setdefault(place, Agent(cluster=place[0], node=place[1]))
         agent.version, agent.protocol = hello.agent_version, hello.protocol_revision
@@ -88,23 +97,23 @@ class Agents:
             agent.rows_dropped = status.rows_dropped
 
     def listed(self, now_unix_ms: int) -> list[dict[str, Any]]:
-        """Return every agent as a record, by cluster and node."""
+        """Return every agent as a record, by cluster and node. Called by any thread."""
         self._forget(now_unix_ms)
         listed = []
         for _, agent in sorted(self._known.items()):
-            record = asdict(agent)
+            record = {name: getattr(agent, name) for name in _FIELDS}
             if now_unix_ms - record.pop("told_unix_ms") > TOLD_MS:
                 record |= dict.fromkeys(_TOLD)
             starts, expires = self.certificate_of(agent.cluster, agent.node) or (None, None)
             record |= {"certificate_starts_unix_ms": starts, "certificate_expires_unix_ms": expires}
-            listed.append(record)
+            listed.append(record | {"collector": self.collector})
         return listed
 
     def _forget(self, now_unix_ms: int) -> None:
         """Drop agents that were not heard for a week; at the bound, the longest silent tenth as well."""
         old = now_unix_ms - FORGET_MS
         if len(self._known) >= AGENTS_MAX:
-            words = sorted(a.heard_unix_ms for a in self._known.values())
+            words = sorted(a.heard_unix_ms for a in list(self._known.values()))
             old = max(old, words[AGENTS_MAX // 10])
-        for place in [p for p, a in self._known.items() if a.heard_unix_ms <= old]:
-            del self._known[place]
+        for place in [p for p, a in list(self._known.items()) if a.heard_unix_ms <= old]:
+            self._known.pop(place, None)

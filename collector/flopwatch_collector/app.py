@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import sys
 import time
@@ -38,10 +37,9 @@ from flopwatch_collector.ledger.intervals import Intervals, seconds_to_next
 from flopwatch_collector.ledger.rollup import MINUTE_MS, SETTLE_MS, Rollup
 from flopwatch_collector.listen import IngestServer
 from flopwatch_collector.live import Live
-from flopwatch_collector.paging.outbox import Sender
+from flopwatch_collector.paging.desk import Desk
 from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.paging.turn import TRY_SECONDS_MAX, LeaseTurn
-from flopwatch_collector.paging.webhook import Webhook, secret_of
 from flopwatch_collector.roster.gather import SlurmRosters
 from flopwatch_collector.roster.kubernetes_gather import KubernetesRosters
 from flopwatch_collector.roster.meter import Meter
@@ -121,15 +119,15 @@ class Collector:
         live, shares = base.live, base.shares
         taking = await self._take(stack, base)
         standby = turn_of(self.config.standby, base.control, unix_ms, base.started_unix_ms)
-        sender = self._sender(base, standby)
-        stack.push_async_callback(sender.close)
+        desk = self._desk(base, standby, lambda: watch.counters.judged_unix_ms)
+        stack.push_async_callback(desk.close)
         watch = Watch(
             live,
             base.control,
             WatchSettings(rules=self.config.rules, paging=self.config.paging),
             unix_ms,
             base.started_unix_ms,
-            sender.wake,
+            desk.sender.wake,
             None if shares is None else shares.catch_up,
         )
         web = await self._show(stack, base)
@@ -142,7 +140,7 @@ class Collector:
             _together(
                 *taking,
                 pager.while_held(watch.run),
-                sender.run(),
+                desk.run(),
                 rolls.while_held(partial(self._roll, base.store, rolls)),
                 web.keep(),
                 *(() if standby is None else (standby.run(),)),
@@ -202,14 +200,16 @@ class Collector:
             self.say(f"enroll {listen.enroll.rpartition(':')[0]}:{enroll_port}")
         return trust.run(), captures.run()
 
-    def _sender(self, base: _Base, standby: StandbyTurn | None) -> Sender:
+    def _desk(
+        self, base: _Base, standby: StandbyTurn | None, judged_unix_ms: Callable[[], int]
+    ) -> Desk:
         shares = base.shares
-        return Sender(
+        return Desk(
             base.control,
-            _channels(self.config),
+            self.config.paging,
+            os.environ,
             clock=unix_ms,
-            fallback=self.config.paging.fallback,
-            jitter=random.Random(),
+            judged_unix_ms=judged_unix_ms,
             turn=standby if shares is None else LeaseTurn(shares.pager),
             try_seconds_max=None if shares is None else TRY_SECONDS_MAX,
         )
@@ -339,12 +339,6 @@ def _declare(store: TelemetryStore, slots: tuple[inventory.Slot, ...], now_unix_
     """Store the inventory of record as declarations."""
     for cluster, declarations in inventory.declarations(slots, now_unix_ms).items():
         store.append("slot", declared(cluster, declarations, now_unix_ms))
-
-
-def _channels(config: CollectorConfig) -> dict[str, Webhook]:
-    return {
-        route.name: Webhook(route, secret_of(route, os.environ)) for route in config.paging.route
-    }
 
 
 @asynccontextmanager

@@ -7,8 +7,9 @@ Invariants:
 
 - UNKNOWN moves no state and stops every timer: the time it lasts is added to the moments that holds are
   counted from. So is time that nobody evaluated. An outage never resolves on missing data.
-- One episode has one ``trigger``. Its name is the UTC minute of the first breach, so a late ``resolve``
-  can never close a newer outage.
+- One episode has one ``trigger``, or none where nobody waits for the cards: then a notice says so, and what
+  comes to lead later pages as an ``escalate``. An episode that never paged has no ``resolve``. Its
+  name is the UTC minute of the first breach, so a late ``resolve`` can never close a newer outage.
 - A ``resolve`` is repeated every 5 minutes for 15 minutes, whatever the rule sees next. A breach within
   these 15 minutes starts a new episode at once: it would be found 15 minutes late otherwise.
 - Pages repeat only for news: ``escalate`` when the judged figure fell well below the last paged one, a new
@@ -31,7 +32,15 @@ from flopwatch_collector.incident_state import (
     minute_ms,
     minute_of,
 )
-from flopwatch_collector.news import Tick, deep_held, held, leading_cause, news, worse_than_usual
+from flopwatch_collector.news import (
+    NO_DEMAND,
+    Tick,
+    cause_at,
+    deep_held,
+    held,
+    news,
+    worse_than_usual,
+)
 from flopwatch_collector.rules import Observation
 from flopwatch_collector.rules.settings import RuleSettings
 from flopwatch_collector.rules.verdict import Condition, Verdict
@@ -51,7 +60,15 @@ DOWNTIME_MS_MAX: Final = HOUR_MS
 # What outlives an episode: the figures, and a resolve that is still repeated.
 KEPT: Final = (
     *("simulated", "last_eval_unix_ms", "lo", "hi", "value", "coverage", "line"),
-    *("lost_points", "causes", "resolved_episode", "resolved_unix_ms", "resolve_repeat_no"),
+    *(
+        "lost_points",
+        "causes",
+        "leading_cause",
+        "subjects",
+        "resolved_episode",
+        "resolved_unix_ms",
+        "resolve_repeat_no",
+    ),
     "version",
 )
 
@@ -138,12 +155,14 @@ def _with_figures(
         line=tick.settings.line,
         lost_points=dict(observation.lost_points),
         causes=observation.causes,
+        leading_cause=cause_at(observation.lost_points, tick.verdict),
+        subjects=tick.verdict.subjects,
     )
 
 
 def _timed(state: IncidentState, tick: Tick) -> IncidentState:
     """Start or stop the holds of deep deficits and of a new leading cause."""
-    cause = leading_cause(state.lost_points)
+    cause = state.leading_cause
     breach = tick.verdict.condition is Condition.BREACH
     known = not breach or not cause or cause in state.paged_causes
     candidate = "" if known else cause
@@ -221,8 +240,12 @@ def _follow(state: IncidentState, event: Event, tick: Tick, actions: list[Action
         case Event.OK | Event.EXPIRED:
             state = _forgotten(state)
         case Event.HELD | Event.DEEP:
-            actions.append(Action(act=Act.TRIGGER, episode=state.episode))
-            state = _paged(replace(state, fired_unix_ms=tick.unix_ms), tick)
+            state = replace(state, fired_unix_ms=tick.unix_ms)
+            if tick.verdict.unwanted:
+                state = _noticed(state, NO_DEMAND, actions)
+            else:
+                actions.append(Action(act=Act.TRIGGER, episode=state.episode))
+            state = _paged(state, tick)
         case Event.WORSE:
             state = _escalated(state, news(state, tick), tick, actions)
         case Event.WORSE_THAN_USUAL:
@@ -235,12 +258,14 @@ def _follow(state: IncidentState, event: Event, tick: Tick, actions: list[Action
         case Event.RELAPSE:
             state = _flapped(state, tick, actions)
         case Event.CLEARED:
-            actions.append(Action(act=Act.RESOLVE, episode=state.episode))
+            paged = state.paged_causes != (NO_DEMAND,)
+            if paged:
+                actions.append(Action(act=Act.RESOLVE, episode=state.episode))
             state = replace(
                 state,
                 resolved_episode=state.episode,
                 resolved_unix_ms=tick.unix_ms,
-                resolve_repeat_no=0,
+                resolve_repeat_no=0 if paged else RESOLVED_MS // RESOLVE_REPEAT_MS,
             )
     return replace(state, state=to)
 
@@ -259,6 +284,7 @@ def _begun(state: IncidentState, tick: Tick) -> IncidentState:
         episode=episode,
         deep_since_unix_ms=began if tick.verdict.deep else None,
         no_demand_since_unix_ms=began if tick.verdict.no_demand else None,
+        severity=tick.settings.severity,
         cause_candidate=state.cause_candidate,
         cause_since_unix_ms=state.cause_since_unix_ms,
     )
@@ -273,8 +299,7 @@ def _forgotten(state: IncidentState) -> IncidentState:
 
 def _paged(state: IncidentState, tick: Tick) -> IncidentState:
     """The state after a page that names the figures, leading cause and severity of this tick."""
-    cause = leading_cause(state.lost_points)
-    causes = state.paged_causes
+    cause, causes = state.leading_cause, state.paged_causes
     return replace(
         state,
         paged_value=tick.verdict.figure,
@@ -315,7 +340,7 @@ def _noticed(state: IncidentState, reason: str, actions: list[Action]) -> Incide
 def _notice_no_demand(state: IncidentState, tick: Tick, actions: list[Action]) -> IncidentState:
     lasting = held(state.no_demand_since_unix_ms, int(tick.settings.deep_s * 1000), tick)
     if lasting and tick.may_fire and state.state in (State.PENDING, State.FIRING):
-        return _noticed(state, "no_demand", actions)
+        return _noticed(state, NO_DEMAND, actions)
     return state
 
 

@@ -26,6 +26,10 @@ class State(StrEnum):
     STANDING = "standing"
 
 
+TOLD: Final = (State.FIRING, State.STANDING, State.CLEARING)
+"""States of an outage that people were told of and that is not over."""
+
+
 class Event(StrEnum):
     """What one tick's verdict means for an incident in its state."""
 
@@ -100,7 +104,9 @@ class IncidentState:
         last_eval_unix_ms: the newest tick that was evaluated.
         lo, hi, value, coverage: the last known figures; line: what they were judged by.
         paged_value: the judged figure of the last page; paged_causes: leading causes paged so far.
-        severity: ``warning`` or ``critical``.
+        leading_cause: the bucket or step that leads the loss now, ``no_demand`` where nobody wants the
+            cards; subjects: how many nodes, cards or jobs a counting rule found, None of a ratio.
+        severity: ``info``, ``warning`` or ``critical``.
         resolved_episode, resolve_repeat_no: the resolve that is still repeated.
         version: counts the writes to the control store.
     """
@@ -128,6 +134,8 @@ class IncidentState:
     line: float | None = None
     lost_points: Mapping[str, float] = field(default_factory=dict)
     causes: tuple[Cause, ...] = ()
+    leading_cause: str = ""
+    subjects: int | None = None
     severity: str = "warning"
     paged_value: float | None = None
     paged_causes: tuple[str, ...] = ()
@@ -156,7 +164,7 @@ HOLDS: Final = (
 
 def acknowledged(state: IncidentState, by: str, now_unix_ms: int) -> IncidentState:
     """The state with a name on it; only an outage that paged can be acknowledged."""
-    if state.state not in (State.FIRING, State.STANDING, State.CLEARING):
+    if state.state not in TOLD:
         return state
     return replace(state, ack_by=by, ack_unix_ms=now_unix_ms)
 

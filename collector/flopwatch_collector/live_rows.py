@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import pyarrow as pa
 
@@ -14,7 +14,7 @@ from flopwatch_proto.rows import INTERVAL_MS
 
 WORTH_BYTES: Final = 100_000
 """Fewer are not packed: the names of the columns alone take 40 kB."""
-Part = pa.Table | pa.Buffer
+Part: TypeAlias = pa.Table | pa.Buffer
 """Rows, or rows packed."""
 # Level 1 halves what noise there is in the sums and leaves a tenth of the rest.
 _PACKING: Final = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", compression_level=1))
@@ -77,7 +77,7 @@ def _size(part: Part) -> int:
 
 
 def _worth_packing(parts: Sequence[Part]) -> bool:
-    return sum(part.nbytes for part in parts if isinstance(part, pa.Table)) >= WORTH_BYTES
+    return sum(_size(part) for part in parts if isinstance(part, pa.Table)) >= WORTH_BYTES
 
 
 def _joined(parts: Sequence[Part]) -> pa.Table:

@@ -1,8 +1,9 @@
 """News: what makes an outage page again. Pure.
 
 An outage that fires pages again when it is worse than the last page said (5 points for allocation, 25 %
-of the figure for MFU), when another cause has come to lead, or when its severity rose. One that stands
-pages again when it is well below its own week. Anything else is no news.
+of the figure for MFU, twice as many nodes, cards or jobs for rules that count), when another cause has come
+to lead, or when its severity rose. One that stands pages again when it is well below its own week. Anything
+else is no news.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from flopwatch_collector.rules.settings import RuleSettings
 from flopwatch_collector.rules.verdict import RATIO_TOLERANCE, Verdict
 
 STANDING_RELATIVE: Final = 0.20
+NO_DEMAND: Final = "no_demand"
 # What nobody did wrong and what nobody saw lead no outage.
 NOT_CAUSES: Final = frozenset({"UNSEEN", "unseen", "hardware_flops", "model_flops"})
 
@@ -42,6 +44,11 @@ def leading_cause(lost_points: Mapping[str, float]) -> str:
     return max(sorted(losses), key=losses.__getitem__, default="")
 
 
+def cause_at(lost_points: Mapping[str, float], verdict: Verdict) -> str:
+    """The leading cause of what was judged: that nobody wants the cards, where that is all of it."""
+    return NO_DEMAND if verdict.unwanted else leading_cause(lost_points)
+
+
 def held(since_unix_ms: int | None, for_ms: int, tick: Tick) -> bool:
     """Whether something that began at a moment has held for a time; None: it has not begun."""
     return since_unix_ms is not None and tick.unix_ms - since_unix_ms >= for_ms
@@ -54,6 +61,8 @@ def deep_held(state: IncidentState, tick: Tick) -> bool:
 
 def news(state: IncidentState, tick: Tick) -> str:
     """Why a firing outage pages again; empty when it does not."""
+    if tick.verdict.unwanted:
+        return ""
     if state.severity != "critical" and deep_held(state, tick):
         return "severity"
     figure, paged = tick.verdict.figure, state.paged_value
@@ -68,6 +77,8 @@ def news(state: IncidentState, tick: Tick) -> str:
 def _fell(figure: float, paged: float, settings: RuleSettings) -> bool:
     if settings.escalate_points is not None:
         return paged - figure >= settings.escalate_points / 100 - RATIO_TOLERANCE
+    if settings.escalate_times is not None:
+        return 1 - figure >= settings.escalate_times * (1 - paged) - RATIO_TOLERANCE
     if settings.escalate_relative is not None:
         return figure <= paged * (1 - settings.escalate_relative) + RATIO_TOLERANCE
     return False
@@ -80,7 +91,7 @@ def worse_than_usual(state: IncidentState, tick: Tick) -> bool:
     of better times, so the fall counts from the lower of median and last paged figure.
     """
     figure, usual = tick.verdict.figure, tick.baseline
-    if figure is None or usual is None:
+    if figure is None or usual is None or tick.verdict.unwanted:
         return False
     if state.paged_value is not None:
         usual = min(usual, state.paged_value)

@@ -26,6 +26,7 @@ from flopwatch_collector.ingest import Sink
 from flopwatch_collector.ledger.evidence import ROSTER_COLUMNS, SLOT_COLUMNS
 from flopwatch_collector.live import SPOKEN_MS, Live
 from flopwatch_collector.live_tables import COLUMNS, in_memory
+from flopwatch_collector.presence import Presence
 from flopwatch_collector.shared_metrics import SharedMetrics
 from flopwatch_collector.telemetry.arrival import Arrival, Origin, commit
 from flopwatch_collector.telemetry.dirty import MINUTE_MS
@@ -262,10 +263,12 @@ class Shares:
         self.pager = Lease(control, PAGER, me, metrics)
         self.rollup = Lease(control, ROLLUP, me, metrics)
         self.catch_up = CatchUp(store, live)
+        live.agents.collector = me
+        self.presence = Presence(control, live.agents, metrics, now_unix_ms)
         self.overheard = Overheard(
             live, store, metrics, now_unix_ms, lambda: self.pager.fence is not None
         )
 
     def jobs(self) -> tuple[Coroutine[Any, Any, None], ...]:
         """Return what runs as long as the collector."""
-        return self.pager.run(), self.rollup.run(), self.overheard.run()
+        return self.pager.run(), self.rollup.run(), self.overheard.run(), self.presence.run()

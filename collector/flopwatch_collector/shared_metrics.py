@@ -26,3 +26,8 @@ class SharedMetrics:
             "Leaves and newest rows that other collectors did not get to know.",
             registry=registry,
         )
+        self.presence_failures = Counter(
+            "flopwatch_presence_failures_total",
+            "Times that the control store was not told which agents this collector hears.",
+            registry=registry,
+        )

@@ -13,6 +13,7 @@ of today's ticks is none. Silences and acknowledgements are each collector's own
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -68,14 +69,31 @@ class Primary(Protocol):
 
 
 class HttpPrimary:
-    """A primary behind its URL."""
+    """A primary behind its URL, asked with certificates where the section names them."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/") + "/api/v1/turn"
-        self._client = httpx.AsyncClient(timeout=ASK_S_MAX, follow_redirects=False, trust_env=False)
+    def __init__(self, config: StandbyConfig) -> None:
+        self._config = config
+        self._url = config.primary.rstrip("/") + "/api/v1/turn"
+        self._client: httpx.AsyncClient | None = None
 
     async def word(self) -> Word:
         """Ask it. Raises: RetryableError: no answer in time, or none that says it is alive."""
+        try:
+            return await self._ask()
+        except RetryableError:
+            await (
+                self.close()
+            )  # certificates may have been renewed: the next question reads them again
+            raise
+
+    async def _ask(self) -> Word:
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                timeout=ASK_S_MAX,
+                follow_redirects=False,
+                trust_env=False,
+                verify=_trust(self._config),
+            )
         try:
             async with (
                 asyncio.timeout(ASK_S_MAX),
@@ -100,7 +118,23 @@ class HttpPrimary:
 
     async def close(self) -> None:
         """Give connections back."""
-        await self._client.aclose()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+
+def _trust(config: StandbyConfig) -> ssl.SSLContext | bool:
+    if not config.certificate:
+        return True
+    try:
+        context = ssl.create_default_context(cafile=config.authority)
+        context.load_cert_chain(config.certificate, config.key)
+    except (OSError, ssl.SSLError) as exc:
+        raise RetryableError(
+            f"standby.certificate, standby.key or standby.authority: {exc}; write PEM files that this"
+            " process can read"
+        ) from exc
+    return context
 
 
 @dataclass(slots=True, kw_only=True)
@@ -209,7 +243,7 @@ def turn_of(
         return None
     return StandbyTurn(
         name=config.primary,
-        primary=HttpPrimary(config.primary),
+        primary=HttpPrimary(config),
         control=control,
         clock=clock,
         started_unix_ms=started_unix_ms,

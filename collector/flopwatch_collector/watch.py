@@ -23,9 +23,10 @@ import structlog
 
 from flopwatch_collector import incident
 from flopwatch_collector.control.aside import Aside
+from flopwatch_collector.control.observations import Judged
 from flopwatch_collector.control.outbox import OutboxRow
-from flopwatch_collector.control.store import ControlStore, Judged
-from flopwatch_collector.incident_state import Action, IncidentState, State
+from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.incident_state import TOLD, Action, IncidentState, State
 from flopwatch_collector.paging import page
 from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.rules import Observation
@@ -42,7 +43,6 @@ PRUNE_EVERY_MS: Final = 60 * 60_000
 
 # A page that says already what another would: it has nothing to add while these are told.
 SAID_BY: Final = {"data_missing": ("blind",), "coverage": ("blind", "data_missing")}
-TOLD: Final = (State.FIRING, State.STANDING, State.CLEARING)
 
 log = structlog.get_logger()
 
@@ -66,8 +66,10 @@ class WatchSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class WatchCounters:
-    """What happened since the start."""
+    """What happened since the start. Attributes: judged_unix_ms: when a cluster was last evaluated, or
+    none was there to be."""
 
+    judged_unix_ms: int = 0
     ticks: int = 0
     evaluated: int = 0
     failed: int = 0
@@ -158,9 +160,12 @@ class Watch:
             self.counters.failed += 1
             log.warning("watch_failed", reason=str(exc))
             return
+        failed = self.counters.failed
         for cluster in clusters:
             states = {state.rule: state for state in stored if state.cluster == cluster}
             self._guarded(cluster, states, now_unix_ms)
+        if self.counters.failed - failed < max(1, len(clusters)):
+            self.counters.judged_unix_ms = now_unix_ms
         self._prune(now_unix_ms)
 
     def _guarded(self, cluster: str, states: Mapping[str, IncidentState], now_unix_ms: int) -> None:

@@ -83,16 +83,19 @@ class Node:
         self._tasks[1].cancel()
         await asyncio.gather(self._tasks[1], return_exceptions=True)
         await self.stream.drained()
+        self.promised = self.spool.rows_produced  # the last append may have been cut short
         await self.stream.goodbye("stop")
         self._tasks[0].cancel()
         self.spool.close()
 
 
 @contextlib.contextmanager
-def collector(home: Path, keepalive: str = "") -> Iterator[Process]:
-    """A collector on loopback for the length of a block."""
+def collector(
+    home: Path, keepalive: str = "", *, module: str = "campaign.serving"
+) -> Iterator[Process]:
+    """A collector on loopback for the length of a block; ``module``: one that changes it."""
     arguments = ("127.0.0.1:0", str(home / "store"), "", keepalive)
-    command = (sys.executable, "-m", "campaign.serving", *arguments)
+    command = (sys.executable, "-m", module, *arguments)
     process = Process(command, home / "serving.log")
     try:
         yield process

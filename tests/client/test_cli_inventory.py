@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fake_api import Answering, answering
-from flopwatch.cli.agents import _certificate
+from flopwatch.cli.agents import _certificate, _short
 from flopwatch.cli.app import run
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -53,7 +53,7 @@ def answer(path: str) -> Any:
         return ANSWERS[path]
     return {
         "agents": [
-            agent("n0", "0.2.0"),
+            agent("n0", "0.2.0", collector="east/7"),
             agent("n1", "0.1.0", seconds=600, spool_batches=40, driver_state="unresponsive"),
             agent("n2", "0.1.0", seconds=600, left=True),
         ]
@@ -203,4 +203,10 @@ def test_agents_are_shown_one_by_one_and_by_version(
     ]
     assert run(["agents", "--by", "driver", "--api", api]) == 0
     assert "unresponsive" in capsys.readouterr().out
+    assert "east" in shown  # they are not all the same collector's
+    assert run(["agents", "--by", "collector", "--json", "--api", api]) == 0
+    groups = json.loads(capsys.readouterr().out)
+    assert [(of["collector"], of["agents"]) for of in groups] == [(None, 2), ("east/7", 1)]
+    names = {None, "", "a/1/x", "b/1/y", "b/2/z"}
+    assert sorted(_short(names).values()) == ["a", "b/1", "b/2", "—", "—"]
     assert run(["agents", "--by", "colour", "--api", api]) == 2

@@ -157,6 +157,13 @@ def test_agents_are_spread_and_either_collector_shows_all_of_them(stage: Stage) 
         return sum(streams) == STREAMS and min(streams) >= NODES // 2
 
     awaited(spread, "all agents, on both collectors")
+
+    def everybody() -> bool:
+        listed = [each.ask("/api/v1/agents").json()["agents"] for each in stage.collectors]
+        hearers = [{agent["collector"] for agent in of} for of in listed]
+        return [len(of) for of in listed] == [STREAMS] * 2 and len(set.union(*hearers)) == 2
+
+    awaited(everybody, "either collector lists the agents of both")
     awaited(lambda: stage.sent("early"), "the page of the outage")
     first = stage.collectors[0].sql("SELECT min(start_unix_ms) AS t FROM interval")[0]["t"]
     start = -(-first // 10_000) * 10_000

@@ -119,13 +119,16 @@ async def test_rows_that_are_gone_are_named_with_their_spool_by_the_command(
 
         def do_GET(self) -> None:
             shown: dict[str, Any] = balance.answer([lost])
-            self.say(200, shown | {"spools": [shown_record(s) for s in shown["spools"]]})
+            gaps = {"cluster": "atlas", "kind": "gap", "cause": "corrupt", "times": 2, "rows": 7}
+            shown |= {"spools": [shown_record(s) for s in shown["spools"]], "losses": [gaps]}
+            self.say(200, shown)
 
     with answering(Api) as url:
         assert app.run(["audit", "--api", url]) == 1
         out, err = capsys.readouterr()
         assert app.run(["audit", "--json", "--api", url]) == 1
     assert "55555555" in out
+    assert "atlas: 7 rows lost in 2 gaps: corrupt" in out
     assert f"atlas/n1, spool {'5' * 32}: 2 rows missing, 1 batches not accounted for" in err
     assert '"missing_rows": 2' in capsys.readouterr().out
 

@@ -16,10 +16,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from flopwatch_collector.control import operations
+from flopwatch_collector.control.observations import Judged, columns_of, observation_of
 from flopwatch_collector.control.operations import Maintenance, Silence
 from flopwatch_collector.control.outbox import OutboxRow
 from flopwatch_collector.control.schema import INCIDENT, METADATA
-from flopwatch_collector.control.store import DAY_MS, ControlStore, Judged
+from flopwatch_collector.control.store import DAY_MS, ControlStore
 from flopwatch_collector.incident_state import IncidentState, State
 from flopwatch_collector.inventory import Slot
 from flopwatch_collector.rules import Cause, Observation
@@ -114,6 +115,25 @@ def test_a_state_comes_back_as_it_was_saved(control: ControlStore, dsn: str) -> 
     assert again.incidents() == [replace(FIRING, version=1)]
     assert again.incidents([State.PENDING]) == []
     again.close()
+
+
+def test_an_observation_comes_back_as_it_was_judged(control: ControlStore) -> None:
+    observation = replace(
+        judged().observation,
+        free_without_demand_points=2.5,
+        causes=(Cause(kind="node", name="n1", cards=8, points=0.8),),
+        silent_nodes={"n7": NOW_MS - 60_000},
+        goodbye_cards=8.0,
+        witnessed_missing_points=0.25,
+        in_service_nodes=313,
+        newest_row_unix_ms=NOW_MS,
+        onboarded_ratio=0.97,
+        simulated=True,
+    )
+    control.save(observations=[Judged(observation=observation, condition="ok")])
+    (row,) = control.observations("allocation", "atlas", 0, NOW_MS * 2)
+    assert observation_of(row) == observation
+    assert len(columns_of(judged(NOW_MS))["inputs"]) == 3  # what has its default is not written
 
 
 def test_every_field_of_a_state_is_a_column() -> None:
@@ -219,11 +239,17 @@ def test_pruning_keeps_what_is_young_open_or_running(control: ControlStore) -> N
     control.save(
         states=[FIRING],
         pages=[a_page(id="1"), a_page(id="2", action="resolve")],
-        observations=[judged(), judged(NOW_MS - 9 * DAY_MS)],
+        observations=[
+            judged(),
+            judged(NOW_MS - 9 * DAY_MS),  # a full minute
+            judged(NOW_MS - 9 * DAY_MS + 10_000),
+            judged(NOW_MS - 36 * DAY_MS),
+        ],
     )
     control.sent("1", NOW_MS)
     control.prune(NOW_MS + 30 * 60_000)
-    assert len(control.observations("allocation", "atlas", 0, NOW_MS * 2)) == 1
+    kept = control.observations("allocation", "atlas", 0, NOW_MS * 2)
+    assert [row["tick_unix_ms"] for row in kept] == [NOW_MS - 9 * DAY_MS, NOW_MS]
     control.prune(NOW_MS + 100 * DAY_MS)
     assert [row.id for row in control.outbox_all()] == ["2"]
     assert len(control.incidents()) == 1

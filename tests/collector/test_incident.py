@@ -301,13 +301,34 @@ def test_an_outage_that_turns_deep_escalates_by_value_and_by_severity() -> None:
     assert story.state.severity == "critical"
 
 
-def test_a_deep_deficit_for_want_of_demand_is_a_notice_and_fires_in_its_own_time() -> None:
+def test_what_nobody_wants_is_one_notice_and_no_page() -> None:
     story = Story()
     story.see(0.60, 130, idle_points=40.0)
     assert story.acts() == ["notice no_demand"]
-    story.see(0.60, 180, idle_points=40.0)
-    assert story.acts() == ["notice no_demand", "trigger"]
-    assert story.state.severity == "warning"
+    assert story.see(0.60, 180, idle_points=40.0) is State.FIRING
+    story.see(0.50, 3600, idle_points=50.0)
+    assert story.acts() == ["notice no_demand"]
+    assert story.see(1.0, 3600) is State.INACTIVE
+    assert story.acts() == ["notice no_demand"]
+
+
+def test_a_shallow_want_of_demand_is_a_notice_once_it_held() -> None:
+    story = Story()
+    story.see(0.94, 290, idle_points=6.0)
+    assert story.acts() == []
+    story.see(0.94, 20, idle_points=6.0)
+    assert story.acts() == ["notice no_demand"]
+
+
+def test_a_job_that_comes_to_wait_for_the_cards_makes_it_a_page_that_is_resolved() -> None:
+    story = Story()
+    story.see(0.60, 400, idle_points=40.0)
+    story.see(0.60, 110, lost={"FREE": 40.0})
+    assert story.acts() == ["notice no_demand"]
+    story.see(0.60, 20, lost={"FREE": 40.0})
+    assert story.acts()[1] in ("escalate cause", "escalate severity")
+    story.see(1.0, 3600)
+    assert "resolve" in story.acts()
 
 
 def test_nothing_fires_or_escalates_while_it_may_not() -> None:

@@ -25,7 +25,7 @@ from flopwatch_collector.control.operations import Maintenance, Silence
 from flopwatch_collector.control.outbox import OutboxRow, row_id
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.incident_state import IncidentState, State
-from flopwatch_collector.paging import webhook
+from flopwatch_collector.paging import address, channel
 from flopwatch_collector.paging.outbox import FALLBACK_AFTER_MS, HELD_RECHECK_MS, Sender
 from flopwatch_collector.paging.settings import PagingConfig, RouteConfig
 from flopwatch_collector.paging.webhook import Webhook
@@ -209,7 +209,7 @@ async def test_an_answer_that_does_not_come_is_a_failed_try(
     receiver.statuses = [-1]
     office = Office(control, timeout_s=0.2, ops=receiver)
     await office.send()
-    assert control.outbox_open()[0].last_error == "ReadTimeout"
+    assert control.outbox_open()[0].last_error == "no answer in time"
     while control.outbox_open():
         await office.send()
     await office.sender.close()
@@ -444,14 +444,14 @@ async def test_secrets_and_urls_are_in_no_log_and_no_table(
 )
 def test_a_url_that_pages_must_not_go_to_is_refused(url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        webhook.check_url(url, "paging.route[0].url")
+        address.check_url(url, "paging.route[0].url")
     assert "paging.route[0].url" in str(caught.value)
     assert "canary" not in str(caught.value)
 
 
 def test_a_url_of_the_lab_is_accepted() -> None:
     for url in ("https://pages.example/x", "http://10.1.2.3:8080/", "http://127.0.0.1/"):
-        assert str(webhook.check_url(url)) == url
+        assert str(address.check_url(url)) == url
 
 
 def test_a_secret_is_read_from_a_file_or_the_environment(tmp_path: Path) -> None:
@@ -459,13 +459,13 @@ def test_a_secret_is_read_from_a_file_or_the_environment(tmp_path: Path) -> None
     path.write_text("s3cret\n")
     by_file = RouteConfig(name="a", url="https://x", secret_file=str(path))
     by_name = RouteConfig(name="a", url="https://x", secret_env="PAGE_SECRET")
-    assert webhook.secret_of(by_file, {}) == b"s3cret"
-    assert webhook.secret_of(by_name, {"PAGE_SECRET": "s"}) == b"s"
+    assert channel.secret_of(by_file, {}) == b"s3cret"
+    assert channel.secret_of(by_name, {"PAGE_SECRET": "s"}) == b"s"
     with pytest.raises(UsageError, match="PAGE_SECRET is empty"):
-        webhook.secret_of(by_name, {})
+        channel.secret_of(by_name, {})
     path.unlink()
     with pytest.raises(UsageError, match="cannot be read"):
-        webhook.secret_of(by_file, {})
+        channel.secret_of(by_file, {})
 
 
 class OneCluster:

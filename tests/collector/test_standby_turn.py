@@ -95,6 +95,10 @@ async def test_an_outage_that_came_and_went_and_was_never_paged_is_never_sent(
 def test_the_section_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="http://HOST:PORT"):
         StandbyConfig(primary="host:9750")
+    with pytest.raises(ValueError, match="all three files, or none"):
+        StandbyConfig(primary="https://host", certificate="c.pem")
+    with pytest.raises(ValueError, match="certificates need https"):
+        StandbyConfig(primary="http://host", certificate="c", key="k", authority="a")
     with pytest.raises(ValueError, match="1 to 9"):
         StandbyConfig(primary="http://host:9750", rank=0)
     local = {"FLOPWATCH_STANDBY__PRIMARY": "http://host:9750"}

@@ -1,9 +1,10 @@
-"""`agents`: which agents report, in which version, and how far behind they are."""
+"""`agents`: which agents report, in which version, how far behind they are, and to whom."""
 
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -20,21 +21,26 @@ LATE_SECONDS: Final = 60.0
 """An agent that was not heard for so long is late: it speaks every 10 s."""
 LIFE_LEFT_MIN: Final = 0.25
 """A certificate is renewed at about two thirds of its life: one with less left than this was not."""
-_KEYS: Final = {"version": "version", "cluster": "cluster", "driver": "driver_state"}
+_KEYS: Final = {
+    "version": "version",
+    "cluster": "cluster",
+    "driver": "driver_state",
+    "collector": "collector",
+}
 
 Record = Mapping[str, Any]
 
 
 def agents(
     by: Annotated[
-        Literal["version", "cluster", "driver"] | None,
-        typer.Option(help="One line per version, cluster or state of the driver."),
+        Literal["version", "cluster", "driver", "collector"] | None,
+        typer.Option(help="One line per version, cluster, state of the driver, or collector."),
     ] = None,
     cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Only this cluster.")] = None,
     api: ApiUrl = DEFAULT_URL,
     json: Json = False,
 ) -> int:
-    """Which agents report, since this collector started."""
+    """Which agents report, to this collector or to one that shares its control store."""
     answer = Api(api).get("/api/v1/agents", cluster=cluster)
     now = datetime.now(UTC)
     listed: list[Record] = answer.data["agents"]
@@ -50,7 +56,7 @@ def agents(
     elif listed:
         Console(highlight=False).print(shown)
     else:
-        typer.echo("no agent has reported since this collector started")
+        typer.echo("no agent has reported yet")
     return 0
 
 
@@ -58,7 +64,7 @@ def grouped(listed: Sequence[Record], key: str, now: datetime) -> list[dict[str,
     """Return per value of a key: agents, those that are late, left, or behind; the largest group first."""
     groups: dict[str | None, list[Record]] = {}
     for agent in listed:
-        groups.setdefault(agent[key], []).append(agent)
+        groups.setdefault(agent.get(key), []).append(agent)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), str(item[0])))
     return [
         {
@@ -97,8 +103,13 @@ def _certificate(agent: Record, now: datetime) -> str:
 
 
 def _agents(listed: Sequence[Record], now: datetime) -> Table:
-    columns = ("cluster", "node", "version", "heard", "driver", "spool", "lost", "clock", "cert")
-    shown = _table("agents", columns)
+    """Return a line per agent; what no agent has gets no column."""
+    hearers = _short({agent.get("collector") for agent in listed})
+    lost = any(agent["rows_dropped"] for agent in listed)
+    certificates = any(life_left(agent, now) is not None for agent in listed)
+    several = len(hearers) > 1
+    last = ["lost"] * lost + ["clock"] + ["cert"] * certificates + ["to"] * several
+    shown = _table("agents", ["cluster", "node", "version", "heard", "driver", "spool", *last])
     for agent in listed:
         heard = "left" if agent["left"] else table.age(agent["heard"], now)
         skew = agent["clock_skew_ms"]
@@ -109,11 +120,25 @@ def _agents(listed: Sequence[Record], now: datetime) -> Table:
             f"▲ {heard}" if late(agent, now) else heard,
             str(agent["driver_state"] or number.UNKNOWN),
             number.cards(agent["spool_batches"]),
-            number.cards(agent["rows_dropped"]),
+            *[number.cards(agent["rows_dropped"])] * lost,
             number.UNKNOWN if skew is None else f"{skew / 1000:+.1f} s",
-            _certificate(agent, now),
+            *[_certificate(agent, now)] * certificates,
+            *[hearers[agent.get("collector")]] * several,
         )
     return shown
+
+
+def _short(collectors: Set[str | None]) -> dict[str | None, str]:
+    """Return what collectors are called beside each other: host, or host/process where a host has several."""
+    hosts = Counter(name.partition("/")[0] for name in collectors if name)
+    return {
+        name: number.UNKNOWN
+        if not name
+        else host
+        if hosts[host := name.partition("/")[0]] == 1
+        else name.rpartition("/")[0]
+        for name in collectors
+    }
 
 
 def _groups(groups: Sequence[Record], by: str) -> Table:
@@ -128,7 +153,7 @@ def _groups(groups: Sequence[Record], by: str) -> Table:
 def _table(title: str, columns: Sequence[str]) -> Table:
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        wide = column in ("cluster", "node", "version", "driver", "heard")
+        wide = column in ("cluster", "node", "version", "driver", "heard", "to")
         made.add_column(
             column,
             justify="left" if wide else "right",

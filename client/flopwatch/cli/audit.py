@@ -49,12 +49,20 @@ def audit(
             )
     else:
         typer.echo("no spool has said anything of itself yet: agents do when they connect")
+    for loss in answer.data.get("losses", []):
+        typer.echo(lost_words(loss))
     wrong = [spool for spool in spools if spool["verdict"] != "balanced"]
     for spool in wrong[:SHOWN_MAX]:
         typer.echo(said_of(spool), err=True)
     if answer.data["truncated"]:
         typer.echo("not all spools were compared: name --cluster or --node", err=True)
     return 0 if answer.data["balanced"] else 1
+
+
+def lost_words(loss: Record) -> str:
+    """Return what a cause took in the window, in one line."""
+    what = "gaps" if loss["kind"] == "gap" else "batches set aside"
+    return f"{loss['cluster']}: {loss['rows']} rows lost in {loss['times']} {what}: {loss['cause']}"
 
 
 def said_of(spool: Record) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, select, update
 
-from flopwatch_collector.control.schema import OUTBOX
+from flopwatch_collector.control.schema import INCIDENT, OUTBOX
+from flopwatch_collector.incident_state import TOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,48 @@ def told(connection: Connection, row: OutboxRow, route: str) -> bool:
         OUTBOX.c.route == route,
     )
     return bool(connection.execute(query).scalar_one())
+
+
+def reference(connection: Connection, row: OutboxRow) -> str | None:
+    """What the receiver called the page before this one of the same outage; None where it called none."""
+    query = (
+        select(OUTBOX.c.provider_ref)
+        .where(
+            OUTBOX.c.rule == row.rule,
+            OUTBOX.c.cluster == row.cluster,
+            OUTBOX.c.episode == row.episode,
+            OUTBOX.c.route == row.route,
+            OUTBOX.c.seq < row.seq,
+            OUTBOX.c.provider_ref.is_not(None),
+        )
+        .order_by(OUTBOX.c.seq.desc())
+        .limit(1)
+    )
+    return connection.execute(query).scalar_one_or_none()
+
+
+def holding(connection: Connection, route: str) -> list[OutboxRow]:
+    """The newest page that a route took of each outage that holds."""
+    newest = (
+        select(func.max(OUTBOX.c.seq))
+        .join(
+            INCIDENT,
+            and_(
+                INCIDENT.c.rule == OUTBOX.c.rule,
+                INCIDENT.c.cluster == OUTBOX.c.cluster,
+                INCIDENT.c.episode == OUTBOX.c.episode,
+            ),
+        )
+        .where(
+            INCIDENT.c.state.in_([state.value for state in TOLD]),
+            OUTBOX.c.route == route,
+            OUTBOX.c.action.in_(["trigger", "escalate"]),
+            OUTBOX.c.sent_unix_ms.is_not(None),
+        )
+        .group_by(OUTBOX.c.rule, OUTBOX.c.cluster)
+    )
+    query = select(OUTBOX).where(OUTBOX.c.seq.in_(newest)).order_by(OUTBOX.c.seq)
+    return [as_row(found) for found in connection.execute(query)]
 
 
 def drop_unopened(connection: Connection, row: OutboxRow, now_unix_ms: int) -> None:

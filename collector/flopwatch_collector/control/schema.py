@@ -12,6 +12,7 @@ from sqlalchemy import (
     Double,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -55,6 +56,8 @@ INCIDENT: Final = Table(
     Column("line", Double),
     Column("lost_points", JSON, nullable=False),
     Column("causes", JSON, nullable=False),
+    Column("leading_cause", Text, nullable=False, server_default=""),
+    Column("subjects", Integer),
     Column("severity", Text, nullable=False),
     Column("paged_value", Double),
     Column("paged_causes", JSON, nullable=False),
@@ -132,6 +135,7 @@ OBSERVATION: Final = Table(
     Column("in_service_cards", Double, nullable=False),
     Column("unseen_cards", Double, nullable=False),
     Column("leading_cause", Text, nullable=False),
+    Column("inputs", JSON),
     Index("observation_by_time", "tick_unix_ms"),
 )
 
@@ -255,4 +259,13 @@ DENIED: Final = Table(
     _moment("issued_before_unix_ms"),
     Column("by", Text, nullable=False),
     Column("why", Text, nullable=False),
+)
+
+# What each of several collectors hears: all of its agents, packed by `presence`.
+PRESENCE: Final = Table(
+    "presence",
+    METADATA,
+    Column("collector", Text, primary_key=True),
+    _moment("told_unix_ms", nullable=False),
+    Column("agents", LargeBinary, nullable=False),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any, Final, Self
 
 from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, update
@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flopwatch_collector.control import outbox
 from flopwatch_collector.control.engine import WRITE_OPTION, open_engine
 from flopwatch_collector.control.leases import PAGER, check_fence
+from flopwatch_collector.control.observations import Judged, columns_of
 from flopwatch_collector.control.outbox import OutboxRow
 from flopwatch_collector.control.schema import (
     CAPTURE_REQUEST,
@@ -29,25 +30,17 @@ from flopwatch_collector.control.schema import (
 )
 from flopwatch_collector.incident import HOUR_MS, MINUTE_MS
 from flopwatch_collector.incident_state import IncidentState, State
-from flopwatch_collector.news import leading_cause
-from flopwatch_collector.rules import Cause, Observation
+from flopwatch_collector.rules import Cause
 from flopwatch_proto.errors import RetryableError
 
 DAY_MS: Final = 24 * HOUR_MS
 # Baselines look back seven days.
 OBSERVATION_KEPT_MS: Final = 8 * DAY_MS
+OBSERVATION_MINUTES_KEPT_MS: Final = 35 * DAY_MS
 OUTBOX_KEPT_MS: Final = 35 * DAY_MS
 EPISODE_KEPT_MS: Final = 400 * DAY_MS
 CAPTURE_KEPT_MS: Final = 35 * DAY_MS  # as long as the readings themselves
 DUE_ROWS_MAX: Final = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """An observation with what was said of it. Attributes: condition: of ``rules.verdict``."""
-
-    observation: Observation
-    condition: str
 
 
 class ControlStore:
@@ -120,7 +113,7 @@ class ControlStore:
                 self._save_state(connection, state)
                 self._save_episode(connection, state)
             self._add_pages(connection, pages)
-            rows = [_observation_columns(judged) for judged in observations]
+            rows = [columns_of(judged) for judged in observations]
             if rows:
                 connection.execute(self._insert(OBSERVATION).on_conflict_do_nothing(), rows)
 
@@ -233,6 +226,16 @@ class ControlStore:
         with self.reading() as connection:
             return outbox.told(connection, row, route)
 
+    def reference(self, row: OutboxRow) -> str | None:
+        """What the receiver called the page before this one of the same outage."""
+        with self.reading() as connection:
+            return outbox.reference(connection, row)
+
+    def holding(self, route: str) -> list[OutboxRow]:
+        """The newest page that a route took of each outage that holds."""
+        with self.reading() as connection:
+            return outbox.holding(connection, route)
+
     def sent(self, row_id: str, now_unix_ms: int, provider_ref: str | None = None) -> None:
         """A receiver accepted a page."""
         with self.writing() as connection:
@@ -318,7 +321,11 @@ class ControlStore:
         """Delete what is older than its keep; open pages and running outages are never deleted."""
         old = (
             delete(OBSERVATION).where(
-                OBSERVATION.c.tick_unix_ms < now_unix_ms - OBSERVATION_KEPT_MS
+                OBSERVATION.c.tick_unix_ms < now_unix_ms - OBSERVATION_KEPT_MS,
+                OBSERVATION.c.tick_unix_ms % MINUTE_MS != 0,
+            ),
+            delete(OBSERVATION).where(
+                OBSERVATION.c.tick_unix_ms < now_unix_ms - OBSERVATION_MINUTES_KEPT_MS
             ),
             delete(OUTBOX).where(
                 func.coalesce(OUTBOX.c.sent_unix_ms, OUTBOX.c.dropped_unix_ms)
@@ -352,20 +359,3 @@ def _state_of(columns: dict[str, Any]) -> IncidentState:
     for name in ("paged_causes", "flap_times", "noticed"):
         columns[name] = tuple(columns[name])
     return IncidentState(**{field.name: columns[field.name] for field in fields(IncidentState)})
-
-
-def _observation_columns(judged: Judged) -> dict[str, Any]:
-    observation = judged.observation
-    return {
-        "rule": observation.rule,
-        "cluster": observation.cluster,
-        "tick_unix_ms": observation.tick_unix_ms,
-        "condition": judged.condition,
-        "lo": observation.lo,
-        "hi": observation.hi,
-        "value": observation.value,
-        "coverage": observation.coverage,
-        "in_service_cards": observation.in_service_cards,
-        "unseen_cards": observation.unseen_cards,
-        "leading_cause": leading_cause(observation.lost_points),
-    }

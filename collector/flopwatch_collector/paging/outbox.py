@@ -27,9 +27,10 @@ from flopwatch_collector.control.aside import Aside
 from flopwatch_collector.control.operations import maintenances, silences
 from flopwatch_collector.control.outbox import OutboxRow, row_id
 from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.paging.channel import Channel, RetryLater
+from flopwatch_collector.paging.pace import Pace
 from flopwatch_collector.paging.suppression import held_because
 from flopwatch_collector.paging.turn import AlwaysTurn, Turn
-from flopwatch_collector.paging.webhook import Channel
 from flopwatch_proto.errors import PermanentError, RetryableError
 
 BACKOFF_MS_MIN: Final = 1_000
@@ -70,6 +71,7 @@ class Sender:
         jitter: where the backoff draws from.
         turn: whether this collector may send now.
         try_seconds_max: a try that takes longer has failed; None: the routes' own limits.
+        paces: how fast routes may be sent to, by name; one that is not there is not limited.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Sender:
         jitter: random.Random | None = None,
         turn: Turn | None = None,
         try_seconds_max: float | None = None,
+        paces: Mapping[str, Pace] | None = None,
     ) -> None:
         self.counters = SenderCounters()
         self._control = control
@@ -91,6 +94,7 @@ class Sender:
         self._jitter = jitter or random.Random()
         self._turn = turn or AlwaysTurn()
         self._try_seconds_max = try_seconds_max
+        self._paces = paces or {}
         self._aside = Aside("outbox")
         self._waits_because: str | None = None
         self._busy: dict[Line, asyncio.Task[None]] = {}
@@ -143,6 +147,8 @@ class Sender:
         for row in due:
             if len(self._busy) >= SENDS_MAX:
                 break
+            if (pace := self._paces.get(row.route)) and not pace.take(self._clock()):
+                continue  # it stays due
             line = (row.rule, row.cluster, row.route)
             task = asyncio.create_task(self._try(row))
             self._busy[line] = task
@@ -200,12 +206,16 @@ class Sender:
             return
         if not await self._may_send():
             return
+        if row.action != "trigger":
+            row = replace(row, provider_ref=await self._aside(self._control.reference, row))
         try:
             async with asyncio.timeout(self._try_seconds_max):
                 reference = await channel.send(row, self._clock())
         except PermanentError as exc:
             self.counters.refused += 1
             await self._aside(self._refused, row, str(exc))
+        except RetryLater as exc:
+            await self._aside(self._failed, row, str(exc), exc.after_ms)
         except RetryableError as exc:
             await self._aside(self._failed, row, str(exc))
         except TimeoutError:
@@ -213,7 +223,7 @@ class Sender:
         else:
             await self._aside(self._accepted, row, reference)
 
-    def _failed(self, row: OutboxRow, error: str) -> None:
+    def _failed(self, row: OutboxRow, error: str, wait_ms: int = 0) -> None:
         now_unix_ms = self._clock()
         self.counters.failed += 1
         line = (row.rule, row.cluster, row.route)
@@ -224,7 +234,8 @@ class Sender:
         late = row.attempts > 0 and now_unix_ms - row.created_unix_ms >= FALLBACK_AFTER_MS
         if late:
             self._hand_over(row, now_unix_ms)
-        self._control.failed(row.id, error, now_unix_ms + self._backoff_ms(row.attempts))
+        wait_ms = max(wait_ms, self._backoff_ms(row.attempts))
+        self._control.failed(row.id, error, now_unix_ms + wait_ms)
 
     def _hand_over(self, row: OutboxRow, now_unix_ms: int) -> None:
         """Put a line that does not move on the fallback's line, the resolve that waits in it too."""

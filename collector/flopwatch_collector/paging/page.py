@@ -28,6 +28,7 @@ from flopwatch_collector.incident_state import (
     outage,
     rfc3339,
 )
+from flopwatch_collector.paging.owner import owner_of
 from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.rules.registry import rule_named
 
@@ -86,7 +87,8 @@ def build(
         "action": action.act.value,
         "reason": action.reason or None,
         "repeat_no": action.repeat_no,
-        "severity": state.severity,
+        "severity": _severity(state, action),
+        "owner": owner_of(state),
         "episode": action.episode,
         "dedup_key": key,
         "since": None if began is None else rfc3339(began),
@@ -130,7 +132,13 @@ def rows(
         page = build(state, action, now_unix_ms, paging, others)
         body = json.dumps(page.body, ensure_ascii=False, separators=(",", ":"))
         for route in paging.route:
-            if not route.takes(rule=state.rule, cluster=state.cluster, simulated=state.simulated):
+            if not route.takes(
+                rule=state.rule,
+                cluster=state.cluster,
+                simulated=state.simulated,
+                severity=page.body["severity"],
+                owner=page.body["owner"],
+            ):
                 continue
             made.append(
                 OutboxRow(
@@ -148,6 +156,11 @@ def rows(
                 )
             )
     return made
+
+
+def _severity(state: IncidentState, action: Action) -> str:
+    """Return how urgent a page is; a notice never wakes anybody."""
+    return "info" if action.act is Act.NOTICE else state.severity
 
 
 def dedup_key(deployment: str, rule: str, cluster: str, episode: str) -> str:

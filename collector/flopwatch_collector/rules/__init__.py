@@ -39,6 +39,8 @@ class Observation:
         silent_nodes: nodes in service that stopped speaking, with the moment of their last word.
         newest_row_unix_ms: end of the newest row; None when none ever came.
         in_service_nodes: nodes in service at the tick; None where not counted.
+        subjects: how many nodes, cards or jobs a counting rule is about; None of a ratio.
+        subjects_in_all: of how many.
         witnessed_missing_points: part of ``lost_points["MISSING"]`` that a witness (a roster's word)
             vouches for; the rest is missing by silence alone.
     """
@@ -63,3 +65,5 @@ class Observation:
     newest_row_unix_ms: int | None = None
     in_service_nodes: int | None = None
     witnessed_missing_points: float = 0.0
+    subjects: int | None = None
+    subjects_in_all: int | None = None

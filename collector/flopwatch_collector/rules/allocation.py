@@ -7,7 +7,8 @@ An outage clears when ``lo`` reaches the line + hysteresis (97 %).
 Cards of nodes that said goodbye and are not yet due back count as unseen, however long they are silent.
 
 Deep failure: 20 points or more below the line. Cards missing by silence alone never count towards it,
-nor does FREE without waiting demand: that is news for whoever brings demand, not for the on-call.
+nor does FREE without waiting demand: that is news for whoever brings demand, not for the on-call. A breach
+that such cards explain as a whole is told as a notice, and pages when that changes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,15 @@ def judge(observation: Observation, settings: RuleSettings) -> Verdict:
     elif below(hi, clear_line):
         clears = False
     deep, no_demand = _deep(observation, settings, hi)
-    return Verdict(condition=condition, figure=hi, clears=clears, deep=deep, no_demand=no_demand)
+    wanted = hi + observation.free_without_demand_points / 100
+    return Verdict(
+        condition=condition,
+        figure=hi,
+        clears=clears,
+        deep=deep,
+        no_demand=no_demand,
+        unwanted=condition is Condition.BREACH and not below(wanted, settings.line),
+    )
 
 
 def _departed_ratio(observation: Observation) -> float:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from flopwatch_collector.rules import Observation, allocation, blind, coverage, data_missing, mfu
-from flopwatch_collector.rules.settings import BASES, RuleOverride, RulesConfig, RuleSettings
+from flopwatch_collector.rules.settings import (
+    BASES,
+    SEVERITIES,
+    RuleOverride,
+    RulesConfig,
+    RuleSettings,
+)
 from flopwatch_collector.rules.verdict import Verdict
 from flopwatch_proto.errors import UsageError
 
@@ -25,6 +31,7 @@ class Rule:
     Attributes:
         name: as in configuration, API and pages.
         short: as on a lock screen.
+        owner: who can act where no loss tells: as in the waterfall; empty: nobody in particular.
         reads: the observation it judges: ``allocation`` or ``mfu``.
         judge: the verdict, pure.
         defaults: what it works with where nothing is configured.
@@ -34,6 +41,7 @@ class Rule:
     short: str
     reads: str
     judge: Judge
+    owner: str = ""
     defaults: RuleSettings
 
 
@@ -145,8 +153,17 @@ def _validate_one(settings: RuleSettings, key: str) -> None:
     for name in ("for_s", "clear_s", "deep_s", "cause_s", "window_s", "hysteresis_points"):
         if (getattr(settings, name) or 0) < 0:
             raise UsageError(f"{key}.{name} must be 0 or more")
-    for name in ("deep_points", "escalate_points", "escalate_relative"):
+    for name in (
+        "deep_points",
+        "escalate_points",
+        "escalate_relative",
+        "escalate_times",
+        "count_min",
+    ):
         if (value := getattr(settings, name)) is not None and value <= 0:
             raise UsageError(f"{key}.{name} must be more than 0")
+    if settings.severity not in SEVERITIES:
+        known = ", ".join(SEVERITIES)
+        raise UsageError(f"{key}.severity is {settings.severity!r}; known are {known}")
     if settings.basis not in BASES:
         raise UsageError(f"{key}.basis is {settings.basis!r}; known are {', '.join(BASES)}")

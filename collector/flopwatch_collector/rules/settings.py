@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 BASES: Final = ("datasheet", "achievable")
+SEVERITIES: Final = ("info", "warning", "critical")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,9 @@ class RuleSettings:
         deep_s: seconds that a deep deficit must hold.
         escalate_points: fall below the last paged figure, in points of 100, that pages again.
         escalate_relative: the same as a share of the last paged figure; None where points are used.
+        escalate_times: for rules that count: this many times as many subjects as were paged page again.
+        count_min: for rules that count: subjects that breach.
+        severity: of a page: ``info``, ``warning`` or ``critical``; a deep failure is critical in any case.
         cause_s: seconds that a new leading cause must lead before it pages again; None: never.
         basis: ``datasheet`` or ``achievable``: the peak that MFU is a share of.
         workload_classes: classes that the MFU rule counts.
@@ -44,6 +48,9 @@ class RuleSettings:
     deep_s: float = 120.0
     escalate_points: float | None = None
     escalate_relative: float | None = None
+    escalate_times: float | None = None
+    count_min: int = 1
+    severity: str = "warning"
     cause_s: float | None = None
     basis: str = "datasheet"
     workload_classes: tuple[str, ...] = ("training",)
@@ -64,6 +71,9 @@ class RuleOverride(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     deep_s: float | None = None
     escalate_points: float | None = None
     escalate_relative: float | None = None
+    escalate_times: float | None = None
+    count_min: int | None = None
+    severity: str | None = None
     cause_s: float | None = None
     basis: str | None = None
     workload_classes: tuple[str, ...] | None = None

@@ -31,6 +31,8 @@ class Verdict:
             stand below it, None when missing data leaves that open.
         deep: the deficit is deep, proven, and not explained by a lack of demand.
         no_demand: the deficit is deep but FREE without waiting demand explains it.
+        subjects: how many nodes, cards or jobs a counting rule found; None of a ratio.
+        unwanted: FREE without waiting demand explains the whole breach: with it in use there were none.
     """
 
     condition: Condition
@@ -38,6 +40,8 @@ class Verdict:
     clears: bool | None = None
     deep: bool = False
     no_demand: bool = False
+    unwanted: bool = False
+    subjects: int | None = None
 
 
 UNKNOWN: Final = Verdict(condition=Condition.UNKNOWN)

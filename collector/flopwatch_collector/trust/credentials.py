@@ -150,6 +150,12 @@ class Credentials:
         """How long the listener's certificate still holds; negative: it does not."""
         return self.material.leaf.not_valid_after_utc.timestamp() - self._now_unix_ms() / 1000
 
+    def life_ratio(self) -> float:
+        """Which share of its life the listener's certificate has left; 0 when it is over."""
+        leaf = self.material.leaf
+        life = (leaf.not_valid_after_utc - leaf.not_valid_before_utc).total_seconds()
+        return max(0.0, self.expires_seconds()) / life
+
     def server(self, *, asks_clients: bool) -> grpc.ServerCredentials:
         """Return credentials for a port that follow every change.
 

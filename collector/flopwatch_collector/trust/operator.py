@@ -10,19 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from flopwatch_collector import config as configuration
-from flopwatch_collector.control import operations
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.tls import authorities_directory
 from flopwatch_collector.trust import denylist, tokens
 from flopwatch_collector.trust.authority import Authorities, pin
+from flopwatch_collector.trust.records import refused
 from flopwatch_proto.errors import UsageError
 from flopwatch_proto.settings import Duration
-
-REFUSALS: Final = ("stream_refused", "stream_ended", "enrollment_refused", "renewal_refused")
-"""Entries of the audit log that say a node was turned away."""
 
 
 class Operator:
@@ -114,17 +111,7 @@ class Operator:
     def refusals(self) -> list[dict[str, Any]]:
         """Who was refused lately, newest first: of the newest thousand entries of the audit log."""
         with self._control() as store:
-            found = [e for e in operations.audit(store) if e["what"] in REFUSALS]
-        return [
-            {
-                "at_unix_ms": entry["at_unix_ms"],
-                "what": entry["what"],
-                "subject": entry["subject"],
-                "origin": entry["origin"],
-                "why": (entry["after"] or {}).get("why", ""),
-            }
-            for entry in found
-        ]
+            return refused(store)
 
     @contextmanager
     def _control(self) -> Iterator[ControlStore]:

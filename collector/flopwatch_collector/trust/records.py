@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -12,6 +13,8 @@ from flopwatch_collector.control import operations
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.trust.identity import Identity
 
+REFUSALS: Final = ("stream_refused", "stream_ended", "enrollment_refused", "renewal_refused")
+"""Entries of the audit log that say a node was turned away."""
 WAITING_MAX: Final = 1_000
 ORIGINS_MAX: Final = 10_000
 SHOWN_MAX: Final = 200_000
@@ -41,6 +44,12 @@ class TrustMetrics:
             "How long the listener's certificate still holds.",
             registry=registry,
         )
+        self.life = Gauge(
+            "flopwatch_trust_certificate_life_ratio",
+            "Share of its life that the listener's certificate has left; NaN where there is none.",
+            registry=registry,
+        )
+        self.life.set(math.nan)
         self.unread = Gauge(
             "flopwatch_trust_certificate_read_failures",
             "Times that certificates on disk could not be used; those before are shown on.",
@@ -95,6 +104,21 @@ class _Refusal:
     subject: str
     origin: str
     why: str
+
+
+def refused(control: ControlStore, since_unix_ms: int = 0) -> list[dict[str, Any]]:
+    """Return who was refused since a moment, newest first: of the audit log's newest thousand entries."""
+    return [
+        {
+            "at_unix_ms": entry["at_unix_ms"],
+            "what": entry["what"],
+            "subject": entry["subject"],
+            "origin": entry["origin"],
+            "why": (entry["after"] or {}).get("why", ""),
+        }
+        for entry in operations.audit(control)
+        if entry["what"] in REFUSALS and entry["at_unix_ms"] >= since_unix_ms
+    ]
 
 
 class Refusals:

@@ -217,6 +217,7 @@ class Trust:
         if self._credentials is not None:
             self._credentials.refresh()
             self._metrics.expires.set(self._credentials.expires_seconds())
+            self._metrics.life.set(self._credentials.life_ratio())
             self._metrics.unread.set(self._credentials.failures)
         self._metrics.ending.set(self.shown.ending(self._now_unix_ms()))
         denied = denylist.listed(self._control)

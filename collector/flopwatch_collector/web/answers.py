@@ -34,12 +34,12 @@ class AnswerBounds:
 
 
 class Answers:
-    """Computes, shares and bounds answers. One event loop uses it."""
+    """Computes, shares and bounds answers. One event loop uses it. Attributes: monotonic_s: the clock."""
 
     def __init__(
         self, monotonic_s: Callable[[], float], bounds: AnswerBounds | None = None
     ) -> None:
-        self._monotonic_s = monotonic_s
+        self.monotonic_s = monotonic_s
         self._bounds = bounds or AnswerBounds()
         self._kept: OrderedDict[Hashable, tuple[float, Any]] = OrderedDict()
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
@@ -55,7 +55,7 @@ class Answers:
             RetryableError: too many other questions wait, or the store is busy.
         """
         kept = self._kept.get(key)
-        if kept is not None and self._monotonic_s() - kept[0] < kept_s:
+        if kept is not None and self.monotonic_s() - kept[0] < kept_s:
             self._kept.move_to_end(key)
             found: T = kept[1]
             return found
@@ -85,7 +85,7 @@ class Answers:
             raise RetryableError("busy: no other question was answered in time") from None
         finally:
             self._waiting -= 1
-        began = self._monotonic_s()
+        began = self.monotonic_s()
         try:
             answer = await asyncio.get_running_loop().run_in_executor(self._threads, compute)
         finally:

@@ -15,6 +15,7 @@ from flopwatch_collector.ledger.fleet import cluster as cluster_answer
 from flopwatch_collector.ledger.fleet import fleet as fleet_answer
 from flopwatch_collector.ledger.fleet import rfc3339
 from flopwatch_collector.web import nodes, outages, records, series, shapes, stream
+from flopwatch_collector.web.agents import everywhere
 from flopwatch_collector.web.answers import LIVE_KEPT_S, PAST_KEPT_S
 from flopwatch_collector.web.asked import (
     DEFAULT_WINDOW,
@@ -300,9 +301,8 @@ async def reported(
 
 @router.get("/agents", response_model=shapes.RecordsAnswer)
 async def agents(request: Request, cluster: ClusterText = None) -> Response:
-    """Which agents report: version, last word, backlog, clock skew; since this collector started."""
-    sources = sources_of(request)
-    listed = await asyncio.to_thread(sources.collector.agents)
+    """Which agents report, to which collector: version, last word, backlog, clock skew; of the last week."""
+    listed = await asyncio.to_thread(everywhere, sources_of(request))
     return answered(
         {"agents": [records.agent(a) for a in listed if cluster in (None, a["cluster"])]}
     )

@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from flopwatch_collector.web import (
     api,
     audit,
+    books,
     captures,
     ceilings,
     exposition,
@@ -20,6 +21,7 @@ from flopwatch_collector.web import (
     jobs,
     pages,
     problems,
+    teams,
     turn,
 )
 from flopwatch_collector.web.answers import LIVE_KEPT_S
@@ -47,10 +49,12 @@ def create_app(sources: Sources, stopping: asyncio.Event) -> FastAPI:
     problems.install(app)
     app.include_router(api.router)
     app.include_router(audit.router)
+    app.include_router(books.router)
     app.include_router(captures.router)
     app.include_router(ceilings.router)
     app.include_router(jobs.router)
     app.include_router(pages.router)
+    app.include_router(teams.router)
     app.include_router(turn.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
@@ -71,7 +75,8 @@ async def _metrics(request: Request) -> Response:
         fleet, _ = await api.fleet_of(sources, window, LIVE_KEPT_S)
     except FlopwatchError:
         pass  # the two gauges of this process say so
-    return Response(exposition.exposition(texts, fleet), media_type=exposition.MEDIA_TYPE)
+    text = exposition.exposition(texts, fleet, sources.books.newest())
+    return Response(text, media_type=exposition.MEDIA_TYPE)
 
 
 async def _healthz(request: Request) -> Response:

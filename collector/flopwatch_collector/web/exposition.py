@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from flopwatch_collector.audit.books import Books
+from flopwatch_collector.audit.losses import CAUSES, GAP, OTHER, QUARANTINE
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 CLUSTERS_MAX: Final = 200
@@ -117,14 +120,79 @@ def _losses(clusters: list[dict[str, Any]]) -> Iterator[Metric]:
     yield firing
 
 
+_LOST: Final = (
+    ("gap_rows", GAP, "rows", "Interval rows that agents declared lost in the last 24 h."),
+    (
+        "quarantined_rows",
+        QUARANTINE,
+        "rows",
+        "Interval rows of batches set aside in the last 24 h.",
+    ),
+    ("quarantined_batches", QUARANTINE, "times", "Batches set aside in the last 24 h."),
+)
+
+
+class _Data(Collector):
+    """What is lost and whether the audit balances, as it was last looked at; no sample before that."""
+
+    def __init__(self, books: Sequence[Books]) -> None:
+        self._books = books[:CLUSTERS_MAX]
+
+    def collect(self) -> Iterator[Metric]:
+        for name, kind, part, meaning in _LOST:
+            family = GaugeMetricFamily(
+                f"flopwatch_cluster_{name}", meaning, labels=("cluster", "simulated", "cause")
+            )
+            for of in self._books:
+                lost = dict.fromkeys((*CAUSES[kind], OTHER), 0)
+                lost |= {x.cause: getattr(x, part) for x in of.losses if x.kind == kind}
+                for cause, count in lost.items():
+                    family.add_metric([*_place(of), cause], count)
+            yield family
+        yield from self._audit()
+
+    def _audit(self) -> Iterator[Metric]:
+        nodes = GaugeMetricFamily(
+            "flopwatch_cluster_audited_nodes",
+            "Nodes by verdict of the audit: balanced, missing (rows), cloned, unspoken (proves nothing yet).",
+            labels=("cluster", "simulated", "verdict"),
+        )
+        missing = GaugeMetricFamily(
+            "flopwatch_cluster_audit_missing_rows",
+            "Interval rows of nodes that do not balance that nobody can account for.",
+            labels=("cluster", "simulated"),
+        )
+        when = GaugeMetricFamily(
+            "flopwatch_cluster_audit_timestamp_seconds",
+            "When the books of a cluster were last looked at; every 5 minutes, while somebody asks.",
+            labels=("cluster", "simulated"),
+        )
+        for of in self._books:
+            when.add_metric(_place(of), of.audited_unix_ms / 1000)
+            if of.nodes is not None:
+                missing.add_metric(_place(of), of.missing_rows)
+                for verdict, count in of.nodes.items():
+                    nodes.add_metric([*_place(of), verdict], count)
+        yield from (nodes, missing, when)
+
+
+def _place(books: Books) -> list[str]:
+    return _labels({"name": books.cluster, "simulated": books.simulated})
+
+
 def _labels(cluster: Mapping[str, Any]) -> list[str]:
     return [cluster["name"], "true" if cluster["simulated"] else "false"]
 
 
-def exposition(collector_metrics: str | None, fleet: Mapping[str, Any] | None) -> str:
+def exposition(
+    collector_metrics: str | None,
+    fleet: Mapping[str, Any] | None,
+    books: Sequence[Books] | None = None,
+) -> str:
     """Return the text of `/metrics`; None for what did not answer."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(fleet))
+    registry.register(_Data(books or ()))
     up = (
         "# HELP flopwatch_web_collector_up 1 where the collector answered this scrape.\n"
         "# TYPE flopwatch_web_collector_up gauge\n"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from flopwatch_collector.audit.books import Books
 from flopwatch_collector.ledger.waterfall import OWNERS
-from flopwatch_collector.web import node_map, sparkline, staircase, wording
+from flopwatch_collector.web import data_view, node_map, sparkline, staircase, wording
 
 ALLOCATION_LINE: Final = 0.96
 MFU_LINE: Final = 0.60
@@ -29,6 +30,7 @@ class Page:
         sparks: metric → values over the sparkline's span; empty where none are stored yet.
         spark_span: that span in words.
         gaps: gaps that touch the window; rosters: newest word of each scheduler.
+        books: of all clusters, as they were last looked at; trouble: lines of `web.trouble`.
         stale_reason: why these are the last known figures; empty where they are fresh.
     """
 
@@ -38,6 +40,8 @@ class Page:
     spark_span: str
     gaps: int | None
     rosters: Sequence[Json]
+    books: Sequence[Books] | None
+    trouble: Sequence[Mapping[str, str]]
     now_unix_ms: int
     window: str
     cluster: str | None = None
@@ -74,6 +78,8 @@ def view(page: Page) -> dict[str, Any]:
         "clusters": [e["name"] for e in entries],
         "witnesses": _witnesses(page, maps),
         "strip": _strip(page, shown),
+        "trouble": page.trouble,
+        "data": data_view.of_fleet(page.books, page.cluster, simulated=simulated),
         "heads": _heads(page, subject, processor),
         "rows": [_row(e) for e in shown],
         "waterfall": staircase.drawn(subject, page.fleet["window_s"]),

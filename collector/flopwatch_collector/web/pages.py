@@ -13,8 +13,22 @@ import jinja2
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 
+from flopwatch_collector.audit.books import AUDITED_MS
+from flopwatch_collector.audit.losses import LOOKED_BACK_MS
 from flopwatch_collector.ledger.evidence import Window
-from flopwatch_collector.web import api, fleet_page, nodes, outages, records, series, wording
+from flopwatch_collector.web import (
+    agents,
+    api,
+    audit,
+    data_view,
+    fleet_page,
+    nodes,
+    outages,
+    records,
+    series,
+    trouble,
+    wording,
+)
 from flopwatch_collector.web.answers import LIVE_KEPT_S
 from flopwatch_collector.web.asked import DAY_MS, DEFAULT_WINDOW, window_of
 from flopwatch_collector.web.problems import RETRY_AFTER_S, Problem
@@ -27,6 +41,8 @@ SPARK_SPAN_MS: Final = 7 * DAY_MS
 MAPS_MAX: Final = 16
 """Clusters with a block on the map; one query each."""
 LAST_PAGES_MAX: Final = 16
+DATA_KEPT_S: Final = 60.0
+"""How long the audit of a node is shared: its spool speaks of itself every minute."""
 
 T = TypeVar("T")
 
@@ -113,6 +129,7 @@ async def _fleet_page(sources: Sources, window: str, cluster: str | None) -> fle
         ),
         [],
     )
+    books = sources.books.newest()
     return fleet_page.Page(
         fleet=data,
         maps=maps,
@@ -120,6 +137,8 @@ async def _fleet_page(sources: Sources, window: str, cluster: str | None) -> fle
         spark_span=spark_span,
         gaps=gaps,
         rosters=rosters,
+        books=books,
+        trouble=await _or(_trouble(sources), []) + trouble.of_books(books or ()),
         now_unix_ms=now,
         window=window,
         cluster=cluster,
@@ -133,6 +152,12 @@ async def _or(answer: Awaitable[T], otherwise: T) -> T:
         return await answer
     except FlopwatchError:
         return otherwise
+
+
+async def _trouble(sources: Sources) -> list[dict[str, str]]:
+    return await sources.answers.get(
+        "trouble", lambda: trouble.seen(sources, agents.everywhere(sources)), trouble.KEPT_S
+    )
 
 
 async def _map(sources: Sources, cluster: str, end: int) -> list[dict[str, Any]]:
@@ -176,8 +201,17 @@ async def node(
         return _refused(problem)
     except FlopwatchError as exc:
         return _refused(Problem(503, str(exc)))
+    of = found["cluster"]
+    audited = await _or(
+        sources.answers.get(
+            ("data", of, node),
+            lambda: audit.audited(sources, AUDITED_MS, LOOKED_BACK_MS, of, node),
+            DATA_KEPT_S,
+        ),
+        None,
+    )
     head = fleet_page.subject_view(found)
-    return rendered("node.html", {"node": found, **head})
+    return rendered("node.html", {"node": found, "data": data_view.of_node(audited), **head})
 
 
 @router.get("/outages/{rule}/{cluster:path}/{episode}")

@@ -215,6 +215,37 @@ class RecordsAnswer(Shape):
     """A list of records under the name of their kind."""
 
 
+class Loss(Shape):
+    """Rows that a cause took in the last 24 h: gaps as agents declared them, batches set aside here."""
+
+    kind: Literal["gap", "quarantine"]
+    cause: str
+    times: int
+    rows: int
+    told: str
+
+
+class DataOfCluster(Shape):
+    """What is lost, and nodes by the audit's verdict; null where it got no answer, with the reason."""
+
+    cluster: str
+    simulated: bool
+    audited: str
+    since: str
+    nodes: dict[str, int] | None
+    unbalanced: int | None
+    missing_rows: int
+    wrong: list[str]
+    reason: str | None
+    losses: list[Loss]
+
+
+class DataAnswer(Shape):
+    """The books of every cluster that sent or lost something lately."""
+
+    clusters: list[DataOfCluster]
+
+
 class CeilingFleet(Shape):
     """Cards of one SKU probed alike, the newest result of each, in `unit`."""
 

@@ -10,9 +10,12 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from flopwatch_collector.audit import books
+from flopwatch_collector.audit.books import Books
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.telemetry import NO_PARAMETERS
 from flopwatch_collector.web.answers import Answers
+from flopwatch_collector.web.lookout import Lookout
 from flopwatch_proto.errors import RetryableError, UsageError
 
 
@@ -58,6 +61,7 @@ class Sources:
         deployment: the name pages carry; empty: none.
         reference_dtypes: cluster → dtype whose peak its waterfall is of.
         readings: held while the readings of a capture are in memory: one at a time.
+        books: of all clusters; read every 5 minutes, as long as somebody asks.
     """
 
     collector: Collector
@@ -68,3 +72,10 @@ class Sources:
     reference_dtypes: Mapping[str, str] = field(default_factory=dict)
     listeners: int = field(default=0)
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    books: Lookout[list[Books]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what reads from the rest."""
+        self.books = Lookout(
+            lambda: books.read(self.collector, self.now_unix_ms()), self.answers.monotonic_s
+        )

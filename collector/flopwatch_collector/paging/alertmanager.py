@@ -1,0 +1,104 @@
+"""Alertmanager's API v2: an alert per outage, told again while it holds.
+
+An alert ends by itself four minutes after it was last told, so that one whose collector is dead does not
+stay for ever; `Reminder` (`paging.reminder`) tells it every minute. Labels are the identity: severity, owner
+and the number of escalations are among them, so that what is worse than before is a new alert and pages
+again, and the one before it is ended in the same post: its labels were kept as the page's reference. All
+members of an Alertmanager cluster are told, as Prometheus does; a page is sent when one of them took it, and
+the next reminder reaches the others.
+https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from flopwatch_collector.control.outbox import OutboxRow
+from flopwatch_collector.incident_state import rfc3339
+from flopwatch_collector.paging.channel import Poster
+from flopwatch_collector.paging.settings import RouteConfig
+from flopwatch_proto.errors import FlopwatchError
+
+HOLDS_MS: Final = 4 * 60_000
+NOTICE_HOLDS_MS: Final = 15 * 60_000
+
+
+class Alertmanager:
+    """A channel to all members of one Alertmanager cluster."""
+
+    def __init__(self, route: RouteConfig, secret: bytes | None) -> None:
+        self._poster = Poster(route)
+        members = (route.url, *route.peers)
+        self._urls = [self._poster.url(f"{url.rstrip('/')}/api/v2/alerts") for url in members]
+        self._headers = {"Authorization": f"Bearer {secret.decode()}"} if secret else {}
+
+    async def send(self, row: OutboxRow, now_unix_ms: int) -> str | None:
+        """Tell one page; return the labels it goes by. Raises: as `Channel`, where no member took it."""
+        body, before = json.loads(row.body), row.provider_ref
+        if row.action == "notice":
+            await self._tell([notice(body, now_unix_ms)])
+            return before
+        ended = [] if before is None else [ending(body, json.loads(before), now_unix_ms)]
+        if row.action == "resolve":
+            await self._tell(ended)
+            return before
+        told = alert(body, now_unix_ms)
+        # One that was sent before a crash, and is sent again, is not ended by itself.
+        await self._tell([*(one for one in ended if one["labels"] != told["labels"]), told])
+        return json.dumps(told["labels"])
+
+    async def remind(self, rows: Iterable[OutboxRow], now_unix_ms: int) -> None:
+        """Tell again what holds: the last page of each outage. Raises: as `Channel`."""
+        await self._tell([alert(json.loads(row.body), now_unix_ms) for row in rows])
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._poster.close()
+
+    async def _tell(self, told: Sequence[dict[str, Any]]) -> None:
+        if not told:
+            return
+        content = json.dumps(told, ensure_ascii=False).encode()
+        tries = (self._poster.post(url, content, self._headers) for url in self._urls)
+        answers = await asyncio.gather(*tries, return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        for error in errors:
+            if len(errors) == len(answers) or not isinstance(error, FlopwatchError):
+                raise error
+
+
+def alert(body: dict[str, Any], now_unix_ms: int) -> dict[str, Any]:
+    """Return a page as an alert that holds for a while."""
+    escalated = body["repeat_no"] if body["action"] == "escalate" else 0
+    labels = {
+        "alertname": f"Flopwatch{body['rule'].title().replace('_', '')}",
+        "cluster": body["cluster"],
+        "rule": body["rule"],
+        "owner": body["owner"],
+        "severity": body["severity"],
+        "deployment": body["deployment"],
+        "episode": body["episode"],
+        "escalation": str(escalated),
+    }
+    return {
+        "labels": {name: text for name, text in labels.items() if text},
+        "annotations": {"summary": body["summary"], "command": body["command"], **body["links"]},
+        "startsAt": body["since"] or rfc3339(now_unix_ms),
+        "endsAt": rfc3339(now_unix_ms + HOLDS_MS),
+        "generatorURL": body["links"].get("dashboard", ""),
+    }
+
+
+def ending(body: dict[str, Any], labels: dict[str, str], now_unix_ms: int) -> dict[str, Any]:
+    """Return the end of the alert that goes by some labels."""
+    return alert(body, now_unix_ms) | {"labels": labels, "endsAt": rfc3339(now_unix_ms)}
+
+
+def notice(body: dict[str, Any], now_unix_ms: int) -> dict[str, Any]:
+    """Return a notice: an alert of no urgency that goes by itself."""
+    told = alert({**body, "severity": "info"}, now_unix_ms)
+    told["labels"] |= {"alertname": "FlopwatchNotice", "reason": body["reason"] or "notice"}
+    return told | {"endsAt": rfc3339(now_unix_ms + NOTICE_HOLDS_MS)}
