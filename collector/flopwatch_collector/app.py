@@ -53,6 +53,7 @@ from flopwatch_collector.telemetry.remote import ReadServer
 from flopwatch_collector.telemetry.retention import Retention
 from flopwatch_collector.telemetry.snapshot import snapshot
 from flopwatch_collector.telemetry.store import TelemetryStore
+from flopwatch_collector.telemetry.times import late_ms_max
 from flopwatch_collector.trust.service import Trust
 from flopwatch_collector.tuning import tune
 from flopwatch_collector.watch import Watch, WatchSettings
@@ -157,6 +158,8 @@ class Collector:
         started = unix_ms()
         store = TelemetryStore.open(config.telemetry_dsn)
         stack.callback(store.close)
+        if not store.sharded:  # those tables have limits of their own
+            store.late_ms = late_ms_max(config.retention.raw.milliseconds)
         control = ControlStore.open(config.control_dsn)
         stack.callback(control.close)
         mfu = next(rule for rule in RULES if rule.name == "mfu")

@@ -45,7 +45,6 @@ from flopwatch_collector.telemetry.arrival import (
 )
 from flopwatch_collector.telemetry.clusters import ClusterKinds
 from flopwatch_collector.telemetry.store import TelemetryStore
-from flopwatch_collector.telemetry.times import oldest_start_unix_ms
 from flopwatch_collector.trust.denylist import CHECK_SECONDS
 from flopwatch_collector.trust.identity import Identity, IdentityError
 from flopwatch_collector.trust.service import Trust
@@ -88,6 +87,7 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         self._now_unix_ns = now_unix_ns
         self._now_seconds = now_seconds
         self._chance = chance or random.Random()
+        self._oldest_unix_ms = store.oldest_unix_ms
         self._clusters = ClusterKinds(store)
         self._commits = Commits(
             store,
@@ -228,7 +228,7 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         stream.without_credit = credit_batches == 0
         welcome = pb.Welcome(
             session=f"{self._chance.getrandbits(64):016x}",
-            oldest_start_unix_ms=oldest_start_unix_ms(now_unix_ns // 1_000_000),
+            oldest_start_unix_ms=self._oldest_unix_ms(now_unix_ns // 1_000_000),
             send_spread_ms=1_000 if self._commits.is_small else 9_500,
             credit_batches=credit_batches,
             credit_bytes=credit_bytes,

@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -163,7 +163,7 @@ class Campaign:
         self._address = self._collector.line("listening ")
         self._senders = {node: self._send(node, "") for node in nodes}
 
-    def run(self, kills: Sequence[str]) -> Verdict:
+    def run(self, kills: Iterable[str]) -> Verdict:
         """Kill in that order (sender, collector, both), end all in good order, and judge."""
         for target in kills:
             if self.enough:

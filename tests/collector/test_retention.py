@@ -18,6 +18,7 @@ from flopwatch_collector.telemetry.retention import (
     RetentionConfig,
 )
 from flopwatch_collector.telemetry.store import TelemetryStore
+from flopwatch_collector.telemetry.times import late_ms_max, minutes_said
 from flopwatch_proto.errors import UsageError
 from flopwatch_proto.rows import Bucket
 from flopwatch_proto.settings import Duration
@@ -55,7 +56,7 @@ def starts(store: TelemetryStore, table: str = "interval") -> list[int]:
     return [int(s) for s in found["s"].to_pylist()]
 
 
-def test_raw_rows_go_35_days_after_they_came_not_after_they_began(store: TelemetryStore) -> None:
+def test_raw_rows_go_36_days_after_they_came_not_after_they_began(store: TelemetryStore) -> None:
     old, late = NOW_MS - 40 * DAY_MS, NOW_MS - 38 * DAY_MS
     put(store, "interval", [row(old)], old)
     put(store, "interval", [row(late)], NOW_MS - 10 * DAY_MS)  # came 28 days late
@@ -81,6 +82,37 @@ def test_a_day_stays_while_a_minute_in_or_beside_it_waits_for_its_recompute(
     assert retention.run(at + EVERY_MS) == 2
     assert starts(store) == []
     assert midnight in starts(store, "fleet_minute")
+
+
+def test_what_was_written_stands_where_its_rows_may_be_gone(store: TelemetryStore) -> None:
+    policy = RetentionConfig(raw=Duration.parse("3d"))
+    old = (NOW_MS - 5 * DAY_MS) // 60_000 * 60_000
+    ended = {"to_unix_ms": old + 300_000, "state": 3, "sku": "H100"}
+    declared = {"node": "n1", "from_unix_ms": old, **ended}
+    put(store, "slot", [declared | {"slot": "0"}], old)
+    put(store, "interval", [row(old + at) for at in range(0, 300_000, 10_000)], old)
+    rollup = Rollup(store)
+    while rollup.run(NOW_MS):
+        pass
+    written = store.query("SELECT count() AS n, sum(card_ms) AS ms FROM fleet_minute").to_pylist()
+    assert Retention(store, policy).run(NOW_MS) == 1
+    assert starts(store) == []
+
+    store.late_ms = late_ms_max(policy.raw.milliseconds)
+    assert store.late_ms == 2 * DAY_MS
+    # A slot that turns out to have been in service then would make its minutes due again.
+    put(store, "slot", [declared | {"slot": "1"}], NOW_MS)
+    said = {"slot": {"from_unix_ms": [old, NOW_MS], "to_unix_ms": [old + 300_000, 0]}}
+    assert minutes_said(said, store.oldest_unix_ms(NOW_MS)) == {NOW_MS // 60_000 * 60_000}
+    while rollup.run(NOW_MS):
+        pass
+    after = store.query("SELECT count() AS n, sum(card_ms) AS ms FROM fleet_minute").to_pylist()
+    assert after == written
+
+
+@pytest.mark.parametrize(("raw", "late_days"), [("36d", 35), ("400d", 35), ("35d", 34), ("2d", 1)])
+def test_rows_may_be_late_by_a_day_less_than_raw_rows_are_kept(raw: str, late_days: int) -> None:
+    assert late_ms_max(Duration.parse(raw).milliseconds) == late_days * DAY_MS
 
 
 def test_a_run_is_bounded_and_the_next_one_goes_on(store: TelemetryStore) -> None:
@@ -147,7 +179,7 @@ def test_superseded_lines_of_a_closed_month_go_once(store: TelemetryStore) -> No
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("raw = '7d'", "retention.raw is 7d"),
+        ("raw = '1d'", "retention.raw is 1d"),
         ("raw = '500d'", "retention.minutes is 400d"),
         ("hours = '90d'", "retention.hours is 90d"),
         ("days = '90d'", "retention.days is 90d"),

@@ -27,7 +27,7 @@ from flopwatch_collector.ledger.intervals import KNOWN_MS, ROWS_MAX, Declared, I
 from flopwatch_collector.ledger.lines import LINE_INTS, LINE_MAXIMA, LINE_SUMS, LINE_TEXTS
 from flopwatch_collector.ledger.stored import Columns, added, columns_of, one_after_the_other
 from flopwatch_collector.telemetry.dirty import clear, dirty_minutes
-from flopwatch_collector.telemetry.schema import DAY_MS, RAW_KEPT_DAYS, newest_lines
+from flopwatch_collector.telemetry.schema import DAY_MS, newest_lines
 from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_proto.errors import RetryableError
 from flopwatch_proto.rows import INTERVAL_MS, Bucket
@@ -103,7 +103,7 @@ class Rollup:
         for record in table.to_pylist():
             minute = record["start_unix_ms"]
             self._provisional[record["cluster"], minute] = minute + _REVISIT_MS
-        late = now_unix_ms - RAW_KEPT_DAYS * DAY_MS
+        late = self.store.oldest_unix_ms(now_unix_ms)
         self._stale_hours |= self._outdated("fleet_hour", HOUR_MS, "fleet_minute", late)
         self._stale_days |= self._outdated("fleet_day", DAY_MS, "fleet_hour", 0)
         self._loaded = True
@@ -130,7 +130,7 @@ class Rollup:
 
     def _due(self, cluster: str, seats: Seats, dirty: set[int], now_unix_ms: int) -> set[int]:
         settled = now_unix_ms - SETTLE_MS
-        oldest = now_unix_ms - RAW_KEPT_DAYS * DAY_MS
+        oldest = self.store.oldest_unix_ms(now_unix_ms)
         self._follow_seats(cluster, seats, settled)
         first = max(int(seats.start.min()), oldest) // MINUTE_MS * MINUTE_MS
         last = min(int(seats.end.max()), settled)
@@ -160,15 +160,17 @@ class Rollup:
         }
         self._seats[cluster] = seats, now
         before = now if before is None else before
-        changed = [start for *_, start in before.keys() ^ now.keys()]
+        # Of seats that are new or gone all of their time changed, of others what lies between the ends.
+        changed = [(seat[-1], (before | now)[seat]) for seat in before.keys() ^ now.keys()]
         changed += [
-            min(before[seat], now[seat])
+            (min(before[seat], now[seat]), max(before[seat], now[seat]))
             for seat in before.keys() & now.keys()
             if before[seat] != now[seat]
         ]
-        if changed and min(changed) < settled_unix_ms:
-            first = min(changed) // MINUTE_MS * MINUTE_MS
-            self._cut |= {(cluster, m) for m in range(first, settled_unix_ms, MINUTE_MS)}
+        if changed:
+            first = min(start for start, _ in changed) // MINUTE_MS * MINUTE_MS
+            last = min(max(end for _, end in changed), settled_unix_ms)
+            self._cut |= {(cluster, m) for m in range(first, last, MINUTE_MS)}
 
     def _silent_neighbours(self, cluster: str, late: set[int]) -> set[int]:
         """Return written minutes around late data whose silence the late data may have cut in two."""

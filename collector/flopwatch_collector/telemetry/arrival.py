@@ -117,21 +117,24 @@ class Unopened:
         """What it takes on the wire."""
         return len(self.batch.payload)
 
-    def opened(self, now_unix_ms: int) -> Arrival:
-        """Return what it holds.
+    def opened(self, now_unix_ms: int, oldest_unix_ms: int) -> Arrival:
+        """Return what it holds; arguments as of `of_batch`.
 
         Raises:
             PermanentError: as `of_batch`.
         """
-        arrival = of_batch(self.origin, self.batch, now_unix_ms)
+        arrival = of_batch(self.origin, self.batch, now_unix_ms, oldest_unix_ms)
         arrival.tables["receipt"]["skew_ms"] = [self.skew_ms]
         if self.inventoried:
             arrival.tables.pop("slot", None)
         return arrival
 
 
-def of_batch(origin: Origin, batch: pb.Batch, now_unix_ms: int) -> Arrival:
+def of_batch(origin: Origin, batch: pb.Batch, now_unix_ms: int, oldest_unix_ms: int = 0) -> Arrival:
     """Return what a batch holds; whether its packed rows make sense is found when they are stored.
+
+    Args:
+        oldest_unix_ms: rows that begin before are too old (`TelemetryStore.oldest_unix_ms`).
 
     Raises:
         PermanentError: it can never be stored; the text begins with the code of a Reject and a colon.
@@ -147,11 +150,11 @@ def of_batch(origin: Origin, batch: pb.Batch, now_unix_ms: int) -> Arrival:
     if rosters:
         tables["roster"] = _joined(rosters)
     if tables:
-        check_times(tables, now_unix_ms)
+        check_times(tables, now_unix_ms, oldest_unix_ms)
     count = 0 if intervals is None else intervals.rows
     if count != batch.row_count:  # perhaps of a form that only later collectors know
         raise PermanentError(f"bad_rows: {batch.row_count} rows promised, {count} found")
-    minutes = minutes_said(tables)
+    minutes = minutes_said(tables, oldest_unix_ms)
     tables["receipt"] = {
         "spool_id": [origin.spool_id],
         "seq": [batch.seq],
@@ -254,10 +257,10 @@ def of_refusal(
     )
 
 
-def unfit(arrival: Arrival, now_unix_ms: int) -> str | None:
+def unfit(arrival: Arrival, now_unix_ms: int, oldest_unix_ms: int = 0) -> str | None:
     """Return why an arrival does not fit the tables, as a code, a colon and a text; None: it does."""
     try:
-        for table, columns in _row_tables([arrival], now_unix_ms).items():
+        for table, columns in _row_tables([arrival], now_unix_ms, oldest_unix_ms).items():
             arrow_block(TABLES[table], columns)
         for table, columns in arrival.tables.items():
             arrow_block(TABLES[table], columns)
@@ -280,7 +283,7 @@ def commit(
         RetryableError: the store failed; commit the same arrivals again.
         PermanentError: an arrival does not fit (`unfit` finds it); nothing is lost by trying the others.
     """
-    row_tables = _row_tables(arrivals, stored_unix_ms)
+    row_tables = _row_tables(arrivals, stored_unix_ms, store.oldest_unix_ms(stored_unix_ms))
     minutes: set[Minute] = {(a.origin.cluster, m) for a in arrivals for m in a.minutes}
     stored = []
     if "interval" in row_tables:
@@ -303,7 +306,9 @@ def commit(
     return stored
 
 
-def _row_tables(arrivals: Sequence[Arrival], now_unix_ms: int) -> dict[str, dict[str, pa.Array]]:
+def _row_tables(
+    arrivals: Sequence[Arrival], now_unix_ms: int, oldest_unix_ms: int
+) -> dict[str, dict[str, pa.Array]]:
     """Return the packed rows of arrivals as columns of the tables ``interval`` and ``host``."""
     tables: dict[str, dict[str, pa.Array]] = {}
     for table, name, block_of in (
@@ -315,7 +320,7 @@ def _row_tables(arrivals: Sequence[Arrival], now_unix_ms: int) -> dict[str, dict
             continue
         block = block_of([rows for _, rows in found])
         starts = block.columns["start_unix_ms"].to_numpy()
-        check_starts(table, int(starts.min()), int(starts.max()), now_unix_ms)
+        check_starts(table, int(starts.min()), int(starts.max()), now_unix_ms, oldest_unix_ms)
         tables[table] = signed([a for a, _ in found], block, table)
     return tables
 

@@ -186,7 +186,7 @@ class GroupCommit(Generic[From]):
 
     def _opened(self, one: Unopened, now_unix_ms: int) -> Arrival:
         try:
-            return one.opened(now_unix_ms)
+            return one.opened(now_unix_ms, self._store.oldest_unix_ms(now_unix_ms))
         except PermanentError as exc:
             code, _, message = str(exc).partition(": ")
         except Exception as exc:  # ours to repair; set aside, it does not block the others
@@ -205,7 +205,7 @@ class GroupCommit(Generic[From]):
     def _exchange_unfit(self, group: list[tuple[From, Arrival]], now_unix_ms: int) -> bool:
         exchanged = False
         for i, (sender, arrival) in enumerate(group):
-            why = unfit(arrival, now_unix_ms)
+            why = unfit(arrival, now_unix_ms, self._store.oldest_unix_ms(now_unix_ms))
             if why is not None and arrival.batch is not None:
                 code, _, message = why.partition(": ")
                 refusal = self.refusal(arrival.origin, arrival.batch, code, message)

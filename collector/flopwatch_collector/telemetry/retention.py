@@ -20,11 +20,8 @@ import structlog
 
 from flopwatch_collector.telemetry.dirty import dirty_minutes
 from flopwatch_collector.telemetry.line_tables import LINE_TABLES, MINUTE_KEPT_DAYS
-from flopwatch_collector.telemetry.schema import (
-    DAY_MS,
-    RAW_KEPT_DAYS,
-    TABLES,
-)
+from flopwatch_collector.telemetry.schema import DAY_MS, TABLES
+from flopwatch_collector.telemetry.times import LATE_MS_MAX
 from flopwatch_proto.settings import Duration
 
 if TYPE_CHECKING:
@@ -47,7 +44,8 @@ class RetentionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """The section ``[retention]``.
 
     Attributes:
-        raw: rows of cards, hosts and rosters, from their arrival; not less than rows may be late.
+        raw: rows of cards, hosts and rosters, from their arrival. Rows are taken until they are 35 days
+            late, with less than 36 days a day before raw rows go.
         intervals: lines by interval, from their own time; what begins or ends inside a minute is read from
             them, and from raw rows where they are gone.
         minutes: lines by minute, from their own time.
@@ -55,17 +53,17 @@ class RetentionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         days: lines by day, from their own time; None: for ever.
     """
 
-    raw: Duration = Duration(RAW_KEPT_DAYS * _DAY_S)
+    raw: Duration = Duration(LATE_MS_MAX // 1000 + _DAY_S)
     intervals: Duration = Duration(INTERVALS_KEPT_S)
     minutes: Duration = Duration(MINUTE_KEPT_DAYS * _DAY_S)
     hours: Duration | None = None
     days: Duration | None = None
 
     def __post_init__(self) -> None:
-        if self.raw < RAW_KEPT_DAYS * _DAY_S:
+        if self.raw < 2 * _DAY_S:
             raise ValueError(
-                f"raw is {_days(self.raw)}: rows may come {RAW_KEPT_DAYS} days late and need those beside"
-                f" them; write {RAW_KEPT_DAYS}d or more"
+                f"raw is {_days(self.raw)}: a row that comes late needs those beside it, and days go whole;"
+                " write 2d or more"
             )
         if not 2 * _HOUR_S <= self.intervals <= INTERVALS_KEPT_S_MAX:
             raise ValueError(

@@ -32,8 +32,9 @@ from flopwatch_collector.telemetry import NO_PARAMETERS
 from flopwatch_collector.telemetry.dirty import DirtyMarks
 from flopwatch_collector.telemetry.lock import SHADOW, DirectoryLock
 from flopwatch_collector.telemetry.migrations import migrate
-from flopwatch_collector.telemetry.schema import TABLES
+from flopwatch_collector.telemetry.schema import DAY_MS, RAW_KEPT_DAYS, TABLES
 from flopwatch_collector.telemetry.table import TEXT, Table
+from flopwatch_collector.telemetry.times import late_ms_max
 from flopwatch_proto.errors import PermanentError, RetryableError, UsageError
 
 _NO_JIT: Final = {
@@ -149,6 +150,7 @@ class TelemetryStore:
         directory: of the embedded engine; None: a server's.
         marks: the dirty minutes this process knows of.
         sharded: tables are those of `sharded.py`.
+        late_ms: how late a row may be; shorter where raw rows are kept for less than that.
     """
 
     def __init__(self, target: Mapping[str, Any], *, lock: DirectoryLock | None) -> None:
@@ -173,6 +175,11 @@ class TelemetryStore:
             self._readers.close()
             raise
         self.sharded = engine == "Distributed"
+        self.late_ms = late_ms_max(RAW_KEPT_DAYS * DAY_MS)
+
+    def oldest_unix_ms(self, now_unix_ms: int) -> int:
+        """Return the earliest start of a row that is taken now; what was written before it stands."""
+        return now_unix_ms - self.late_ms
 
     @classmethod
     def open(cls, dsn: str) -> TelemetryStore:
