@@ -161,7 +161,8 @@ class Rollup:
         self._seats[cluster] = seats, now
         before = now if before is None else before
         # Of seats that are new or gone all of their time changed, of others what lies between the ends.
-        changed = [(seat[-1], (before | now)[seat]) for seat in before.keys() ^ now.keys()]
+        ends = before | now
+        changed = [(seat[-1], ends[seat]) for seat in before.keys() ^ now.keys()]
         changed += [
             (min(before[seat], now[seat]), max(before[seat], now[seat]))
             for seat in before.keys() & now.keys()
