@@ -27,6 +27,7 @@ COLLECTOR_SECTIONS: Final = (
     "clusters",
     "collector",
     "control",
+    "excused",
     "grpc",
     "http",
     "ingest",

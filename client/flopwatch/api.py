@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -70,6 +70,11 @@ class Api:
         """The answer to a POST of JSON. Raises: as `get`."""
         return self._answer("POST", path, json=content)
 
+    def delete(self, path: str, **parameters: str | None) -> Answer:
+        """The answer to a DELETE. Raises: as `get`."""
+        asked = {key: value for key, value in parameters.items() if value is not None}
+        return self._answer("DELETE", path, params=asked)
+
     def download(self, path: str, file: IO[bytes]) -> None:
         """Write the answer to a GET into a file, however large it is. Raises: as `get`."""
         try:
@@ -113,6 +118,12 @@ class Api:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
 
 def _reason(exc: httpx.HTTPError) -> str:

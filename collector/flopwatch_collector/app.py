@@ -32,7 +32,9 @@ from flopwatch_collector.captures import Captures
 from flopwatch_collector.child import Child
 from flopwatch_collector.config import CollectorConfig
 from flopwatch_collector.control.leases import Alone, Lease
+from flopwatch_collector.control.operations import resting
 from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.excused import excuses_of
 from flopwatch_collector.ledger.intervals import Intervals, seconds_to_next
 from flopwatch_collector.ledger.rollup import MINUTE_MS, SETTLE_MS, Rollup
 from flopwatch_collector.listen import IngestServer
@@ -163,7 +165,13 @@ class Collector:
         control = ControlStore.open(config.control_dsn)
         stack.callback(control.close)
         mfu = next(rule for rule in RULES if rule.name == "mfu")
-        live = Live(started, lambda cluster: settings_of(mfu, cluster, config.rules))
+        live = Live(
+            started,
+            lambda cluster: settings_of(mfu, cluster, config.rules),
+            lambda cluster, tick_unix_ms: excuses_of(
+                config.excused, cluster, resting(control, cluster, tick_unix_ms)
+            ),
+        )
         _declare(store, slots, started)
         await asyncio.to_thread(live.load, store, started)
         shares = None if store.exclusive else Shares(store, control, live, self.registry, unix_ms)
@@ -300,6 +308,7 @@ class Collector:
             *("--http", http),
             *("--control", self.config.control_dsn),
             *("--deployment", self._deployment()),
+            *("--pagerduty-secret-file", self.config.paging.pagerduty_secret_file or ""),
             *(
                 argument
                 for name, cluster in self.config.clusters.items()

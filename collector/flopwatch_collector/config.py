@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from flopwatch_collector import excused
+from flopwatch_collector.excused import ExcusedConfig
 from flopwatch_collector.paging import settings as paging
 from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.roster.kubernetes_settings import KubernetesConfig
@@ -55,9 +57,11 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     Attributes:
         reference_dtype: dtype whose peak the cluster's waterfall is of; its step ``dtype`` lies between it
             and what ran; None: each row's own.
+        usd_per_card_hour: what an hour of one of its cards costs; pages then tell losses in money, too.
     """
 
     reference_dtype: str | None = None
+    usd_per_card_hour: float | None = None
 
 
 class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,6 +81,7 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     control: StoreConfig = StoreConfig()
     rules: RulesConfig = RulesConfig()
     paging: PagingConfig = PagingConfig()
+    excused: ExcusedConfig = ExcusedConfig()
     standby: StandbyConfig = StandbyConfig()
     slurm: SlurmConfig = SlurmConfig()
     kubernetes: KubernetesConfig = KubernetesConfig()
@@ -134,11 +139,14 @@ def load(
                 f"clusters.{name}.reference_dtype is {cluster.reference_dtype!r}; "
                 f"use one of {', '.join(peaks.DTYPES)}"
             )
+        if cluster.usd_per_card_hour is not None and not 0 <= cluster.usd_per_card_hour < 1e6:
+            raise UsageError(f"clusters.{name}.usd_per_card_hour must be 0 or more US dollars")
     if config.control.dsn is not None and urlsplit(config.control.dsn).password is not None:
         raise UsageError(
             "control.dsn carries a password, which other processes could read; keep it in a file:"
             " postgresql+psycopg://user@host/database?passfile=/etc/flopwatch/pgpass"
         )
+    excused.validate(config.excused)
     paging.validate(config.paging)
     registry.validate(config.rules)
     return config

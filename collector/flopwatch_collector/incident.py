@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from flopwatch_collector import closure
 from flopwatch_collector.incident_state import (
     HOLDS,
     TRANSITIONS,
@@ -59,16 +60,10 @@ STANDING_MS: Final = 24 * HOUR_MS
 DOWNTIME_MS_MAX: Final = HOUR_MS
 # What outlives an episode: the figures, and a resolve that is still repeated.
 KEPT: Final = (
+    *("closed_by", "closed_unix_ms", "closed_value"),
     *("simulated", "last_eval_unix_ms", "lo", "hi", "value", "coverage", "line"),
-    *(
-        "lost_points",
-        "causes",
-        "leading_cause",
-        "subjects",
-        "resolved_episode",
-        "resolved_unix_ms",
-        "resolve_repeat_no",
-    ),
+    *("lost_points", "causes", "leading_cause", "subjects"),
+    *("resolved_episode", "resolved_unix_ms", "resolve_repeat_no"),
     "version",
 )
 
@@ -241,11 +236,7 @@ def _follow(state: IncidentState, event: Event, tick: Tick, actions: list[Action
             state = _forgotten(state)
         case Event.HELD | Event.DEEP:
             state = replace(state, fired_unix_ms=tick.unix_ms)
-            if tick.verdict.unwanted:
-                state = _noticed(state, NO_DEMAND, actions)
-            else:
-                actions.append(Action(act=Act.TRIGGER, episode=state.episode))
-            state = _paged(state, tick)
+            state = _told(state, tick, actions)
         case Event.WORSE:
             state = _escalated(state, news(state, tick), tick, actions)
         case Event.WORSE_THAN_USUAL:
@@ -258,8 +249,7 @@ def _follow(state: IncidentState, event: Event, tick: Tick, actions: list[Action
         case Event.RELAPSE:
             state = _flapped(state, tick, actions)
         case Event.CLEARED:
-            paged = state.paged_causes != (NO_DEMAND,)
-            if paged:
+            if paged := closure.paged(state):
                 actions.append(Action(act=Act.RESOLVE, episode=state.episode))
             state = replace(
                 state,
@@ -268,6 +258,16 @@ def _follow(state: IncidentState, event: Event, tick: Tick, actions: list[Action
                 resolve_repeat_no=0 if paged else RESOLVED_MS // RESOLVE_REPEAT_MS,
             )
     return replace(state, state=to)
+
+
+def _told(state: IncidentState, tick: Tick, actions: list[Action]) -> IncidentState:
+    """An outage that fires: paged, unless nobody waits for the cards or a person closed it before."""
+    if tick.verdict.unwanted:
+        return _paged(_noticed(state, NO_DEMAND, actions), tick)
+    if closure.respected(state, tick):
+        return closure.unpaged(state, tick)
+    actions.append(Action(act=Act.TRIGGER, episode=state.episode))
+    return _paged(closure.reopened(state), tick)
 
 
 def _begun(state: IncidentState, tick: Tick) -> IncidentState:
@@ -325,7 +325,7 @@ def _escalated(
         standing_since_unix_ms=None,
         noticed=tuple(name for name in state.noticed if name != "standing"),
     )
-    return _paged(state, tick)
+    return _paged(closure.reopened(state), tick)
 
 
 def _noticed(state: IncidentState, reason: str, actions: list[Action]) -> IncidentState:

@@ -108,6 +108,8 @@ class IncidentState:
             cards; subjects: how many nodes, cards or jobs a counting rule found, None of a ratio.
         severity: ``info``, ``warning`` or ``critical``.
         resolved_episode, resolve_repeat_no: the resolve that is still repeated.
+        closed_by, closed_unix_ms, closed_value: who resolved it by hand while it held, when, and at which
+            figure (`closure`).
         version: counts the writes to the control store.
     """
 
@@ -149,6 +151,9 @@ class IncidentState:
     resolve_repeat_no: int = 0
     ack_by: str | None = None
     ack_unix_ms: int | None = None
+    closed_by: str | None = None
+    closed_unix_ms: int | None = None
+    closed_value: float | None = None
     version: int = 0
 
 
@@ -163,8 +168,8 @@ HOLDS: Final = (
 
 
 def acknowledged(state: IncidentState, by: str, now_unix_ms: int) -> IncidentState:
-    """The state with a name on it; only an outage that paged can be acknowledged."""
-    if state.state not in TOLD:
+    """The state with a name on it: the first one, of an outage that paged."""
+    if state.state not in TOLD or state.ack_by is not None:
         return state
     return replace(state, ack_by=by, ack_unix_ms=now_unix_ms)
 

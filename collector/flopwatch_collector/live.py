@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from flopwatch_collector.agents import Agents
+from flopwatch_collector.excused import NONE, Excuses, without
 from flopwatch_collector.ledger.absence import has_silence
 from flopwatch_collector.ledger.draft import Lines
 from flopwatch_collector.ledger.evidence import (
@@ -65,10 +66,22 @@ SPOKEN_MS: Final = 20 * 60_000
 class Live:
     """Everything that rules need, by cluster. Safe to call from several threads."""
 
-    def __init__(self, ready_unix_ms: int, mfu_settings: Callable[[str], RuleSettings]) -> None:
-        """ready_unix_ms: when this collector began; mfu_settings: of a cluster: basis and classes."""
+    def __init__(
+        self,
+        ready_unix_ms: int,
+        mfu_settings: Callable[[str], RuleSettings],
+        excuses: Callable[[str, int], Excuses] = lambda cluster, tick_unix_ms: NONE,
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            ready_unix_ms: when this collector began.
+            mfu_settings: of a cluster: basis and classes.
+            excuses: of a cluster at a tick: what rules do not expect.
+        """
         self._ready_unix_ms = ready_unix_ms
         self._mfu_settings = mfu_settings
+        self._excuses = excuses
         self.agents = Agents()
         self._clusters: dict[str, Known] = {}
         self._lock = threading.Lock()  # of what is known; never held while something is judged
@@ -263,6 +276,10 @@ class Live:
                 return []
             newest = Window(start=tick_unix_ms - INTERVAL_MS, end=tick_unix_ms)
             lines, sheet = self._sheeted(known, newest)
+            excused_cards = 0.0
+            if excuses := self._excuses(cluster, tick_unix_ms):
+                lines, excused_cards = without(lines, excuses, INTERVAL_MS)
+                sheet = sheet_of_lines(lines.without_slots())
             recent = joined(self._recent_sheets(known, tick_unix_ms))
             known.rows.pack(tick_unix_ms - SETTLED_MS)
             with self._lock:
@@ -280,6 +297,7 @@ class Live:
                     goodbyes=goodbyes,
                     newest_row_unix_ms=known.newest_row_unix_ms,
                     onboarded_ratio=onboarded,
+                    excused_cards=excused_cards,
                 ),
                 mfu_observation(
                     cluster,

@@ -2,7 +2,8 @@
 
 An outage that fires pages again when it is worse than the last page said (5 points for allocation, 25 %
 of the figure for MFU, twice as many nodes, cards or jobs for rules that count), when another cause has come
-to lead, or when its severity rose. One that stands pages again when it is well below its own week. Anything
+to lead, or when its severity rose. One that a person resolved by hand pages again when it still holds
+after four hours (`closure`). One that stands pages again when it is well below its own week. Anything
 else is no news.
 """
 
@@ -18,6 +19,9 @@ from flopwatch_collector.rules.verdict import RATIO_TOLERANCE, Verdict
 
 STANDING_RELATIVE: Final = 0.20
 NO_DEMAND: Final = "no_demand"
+CLOSED: Final = "closed"
+CLOSED_MS: Final = 4 * 60 * 60_000
+"""How long it is respected that a person resolved an outage by hand."""
 # What nobody did wrong and what nobody saw lead no outage.
 NOT_CAUSES: Final = frozenset({"UNSEEN", "unseen", "hardware_flops", "model_flops"})
 
@@ -66,15 +70,18 @@ def news(state: IncidentState, tick: Tick) -> str:
     if state.severity != "critical" and deep_held(state, tick):
         return "severity"
     figure, paged = tick.verdict.figure, state.paged_value
-    if figure is not None and paged is not None and _fell(figure, paged, tick.settings):
+    if figure is not None and paged is not None and fell(figure, paged, tick.settings):
         return "value"
+    if state.closed_unix_ms is not None:
+        return "reopened" if held(state.closed_unix_ms, CLOSED_MS, tick) else ""
     cause_s = tick.settings.cause_s
     if cause_s is not None and held(state.cause_since_unix_ms, int(cause_s * 1000), tick):
         return "cause"
     return ""
 
 
-def _fell(figure: float, paged: float, settings: RuleSettings) -> bool:
+def fell(figure: float, paged: float, settings: RuleSettings) -> bool:
+    """Whether a figure is so much below another that it is news."""
     if settings.escalate_points is not None:
         return paged - figure >= settings.escalate_points / 100 - RATIO_TOLERANCE
     if settings.escalate_times is not None:
@@ -96,5 +103,5 @@ def worse_than_usual(state: IncidentState, tick: Tick) -> bool:
     if state.paged_value is not None:
         usual = min(usual, state.paged_value)
     if tick.settings.escalate_points is not None:
-        return _fell(figure, usual, tick.settings)
+        return fell(figure, usual, tick.settings)
     return figure <= usual * (1 - STANDING_RELATIVE) + RATIO_TOLERANCE

@@ -33,11 +33,12 @@ def allocation_observation(
     goodbyes: set[str],
     newest_row_unix_ms: int | None,
     onboarded_ratio: float = 1.0,
+    excused_cards: float = 0.0,
 ) -> Observation:
     """Return what the allocation rule is told of the newest interval.
 
     Args:
-        lines: of the window, per slot.
+        lines: of the window, per slot, without what is excused.
         sheet: the same, summed over slots.
         heard: (node, slot) → end of its last row.
         goodbyes: nodes that took leave and are not yet overdue.
@@ -66,6 +67,7 @@ def allocation_observation(
         lost_points=points,
         free_without_demand_points=_points(sheet, sheet.time(column="free_no_demand_ms")),
         onboarded_ratio=onboarded_ratio,
+        excused_cards=excused_cards,
         causes=_lost_by_node(lines, sheet, length),
         goodbye_cards=_cards(lines, unseen & leaving, length),
         silent_nodes=_silent(lines, unseen & ~leaving, heard, ready_unix_ms),

@@ -19,6 +19,7 @@ from flopwatch_collector.control import operations
 from flopwatch_collector.control.observations import Judged, columns_of, observation_of
 from flopwatch_collector.control.operations import Maintenance, Silence
 from flopwatch_collector.control.outbox import OutboxRow
+from flopwatch_collector.control.response import Kind, Response, respond
 from flopwatch_collector.control.schema import INCIDENT, METADATA
 from flopwatch_collector.control.store import DAY_MS, ControlStore
 from flopwatch_collector.incident_state import IncidentState, State
@@ -160,10 +161,13 @@ def test_a_state_its_observation_and_its_pages_are_one_commit(control: ControlSt
     assert len(control.observations("allocation", "atlas", 0, NOW_MS * 2)) == 1
 
 
+ACKNOWLEDGES = Response(rule="allocation", cluster="atlas", kind=Kind.ACKNOWLEDGE, by="kim")
+
+
 def test_a_state_that_somebody_else_changed_is_not_overwritten(control: ControlStore) -> None:
     control.save(states=[FIRING])
     read = control.incidents()[0]
-    operations.acknowledge(control, "allocation", "atlas", "kim", NOW_MS)
+    respond(control, ACKNOWLEDGES, NOW_MS)
     with pytest.raises(RetryableError, match="changed meanwhile"):
         control.save(states=[replace(read, state=State.CLEARING)])
     assert control.incidents()[0].ack_by == "kim"
@@ -304,7 +308,7 @@ def test_a_silence_that_says_nothing_is_refused(control: ControlStore) -> None:
 
 def test_acknowledging_nothing_is_refused(control: ControlStore) -> None:
     with pytest.raises(UsageError, match="nothing to acknowledge"):
-        operations.acknowledge(control, "allocation", "atlas", "kim", NOW_MS)
+        respond(control, ACKNOWLEDGES, NOW_MS)
 
 
 def test_the_audit_log_shows_when_an_entry_was_changed(control: ControlStore) -> None:

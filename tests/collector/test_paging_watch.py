@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flopwatch_collector.control import operations
+from flopwatch_collector.control.response import Kind, Response, respond
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.incident_state import State, outage
 from flopwatch_collector.paging.settings import PagingConfig, RouteConfig
@@ -150,7 +150,7 @@ def test_an_outage_is_one_trigger_with_its_losses_and_one_resolve_with_its_repea
     (row,) = shift.control.outbox_all()
     body = json.loads(row.body)
     assert body["lost_points"] == {"FREE": 5.0, "UNSEEN": 0.0}
-    assert body["summary"] == "atlas alloc 95.0% (<96.0) 5m: FREE 5.0, n1"
+    assert body["summary"] == "atlas alloc 95.0% (<96.0) 5m: cards free -5.0pt"
     assert (body["episode"], body["threshold"]) == ("2027-01-15T08:09Z", 0.96)
     shift.go(600)
     shift.live.allocated["atlas"] = 980
@@ -274,7 +274,7 @@ def test_a_mass_silence_is_one_page_and_not_one_of_missing_data_too(shift: Shift
     shift.go(14 * 60)
     assert shift.pages() == [("blind", "trigger")]
     body = json.loads(shift.control.outbox_all()[0].body)
-    assert body["summary"].startswith("atlas blind many nodes silent together")
+    assert body["summary"].startswith("atlas blind 0.0% (<98.0) 0s: agents silent")
 
 
 def test_lines_and_holds_may_be_set_for_one_cluster(dsn: str) -> None:
@@ -312,7 +312,11 @@ def test_an_acknowledgement_from_another_process_stands_until_the_outage_is_wors
     shift.live.allocated["atlas"] = 950
     shift.go(320)
     web = ControlStore.open(dsn, migrate=False)
-    operations.acknowledge(web, "allocation", "atlas", "kim", shift.now_ms)
+    respond(
+        web,
+        Response(rule="allocation", cluster="atlas", kind=Kind.ACKNOWLEDGE, by="kim"),
+        shift.now_ms,
+    )
     web.close()
     shift.go(320)
     (state,) = shift.control.incidents([State.FIRING])

@@ -2,102 +2,49 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from alertmanagers import Pair, alertmanagers, free_port
+from flopwatch_collector.control import operations
 from flopwatch_collector.control.aside import Aside
+from flopwatch_collector.control.operations import Silence
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.incident_state import Act, State
+from flopwatch_collector.paging.channels import channels_of
 from flopwatch_collector.paging.settings import RouteConfig
-from paging.conftest import Outage, config
+from flopwatch_collector.paging.silences import Silences, as_regex
+from flopwatch_collector.paging.turn import AlwaysTurn
+from paging.conftest import SECRETS, Outage, config
 from processes import awaited
 from receivers import watcher
 
-BINARY = shutil.which("prometheus-alertmanager")
-CONFIG = """
-route: {{receiver: desk, group_by: [cluster], group_wait: 0s, group_interval: 1s, repeat_interval: 4h}}
-receivers: [{{name: desk, webhook_configs: [{{url: "{url}", send_resolved: true}}]}}]
-"""
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Pair:
-    """Attributes: urls: of the members; told: what they told their receiver."""
-
-    def __init__(
-        self, urls: list[str], told: list[Any], members: list[subprocess.Popen[bytes]]
-    ) -> None:
-        self.urls, self.told, self.members = urls, told, members
-
-    def active(self, member: int = 0) -> list[dict[str, Any]]:
-        """The alerts that a member holds."""
-        answer = httpx.get(f"{self.urls[member]}/api/v2/alerts", trust_env=False)
-        answer.raise_for_status()
-        alerts: list[dict[str, Any]] = answer.json()
-        return alerts
+@pytest.fixture
+def told() -> Iterator[tuple[str, list[Any]]]:
+    with watcher() as heard:
+        yield heard
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Iterator[Pair]:
-    assert BINARY is not None, "install prometheus-alertmanager"
-    with watcher() as (hook, told):
-        (tmp_path / "alertmanager.yml").write_text(CONFIG.format(url=hook), encoding="utf-8")
-        gossip = [free_port() for _ in range(2)]
-        ports = [free_port() for _ in range(2)]
-        members = [
-            subprocess.Popen(
-                [
-                    BINARY,
-                    f"--config.file={tmp_path / 'alertmanager.yml'}",
-                    f"--storage.path={tmp_path / str(number)}",
-                    f"--web.listen-address=127.0.0.1:{ports[number]}",
-                    f"--cluster.listen-address=127.0.0.1:{gossip[number]}",
-                    f"--cluster.peer=127.0.0.1:{gossip[1 - number]}",
-                ],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for number in range(2)
-        ]
-        try:
-            made = Pair([f"http://127.0.0.1:{port}" for port in ports], told, members)
-            for url in made.urls:
-                awaited(lambda url=url: ready(url), "an Alertmanager")  # type: ignore[misc]
-            yield made
-        finally:
-            for member in members:
-                member.terminate()
-            for member in members:
-                member.wait()
+def pair(tmp_path: Path, told: tuple[str, list[Any]]) -> Iterator[Pair]:
+    with alertmanagers(tmp_path, told[0]) as made:
+        yield made
 
 
-def ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/-/ready", trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def heard(pair: Pair, status: str) -> list[dict[str, Any]]:
+def heard(told: tuple[str, list[Any]], status: str) -> list[dict[str, Any]]:
     """The alerts with a status that the receiver was told of, by any member."""
-    return [a for _, told in pair.told for a in told["alerts"] if a["status"] == status]
+    return [a for _, post in told[1] for a in post["alerts"] if a["status"] == status]
 
 
 async def test_a_pair_holds_an_outage_once_pages_what_is_worse_and_lets_go_of_it(
-    control: ControlStore, pair: Pair
+    control: ControlStore, pair: Pair, told: tuple[str, list[Any]]
 ) -> None:
     route = RouteConfig(name="am", kind="alertmanager", url=pair.urls[0], peers=(pair.urls[1],))
     outage = Outage(control, config(route), time.time_ns() // 1_000_000)
@@ -108,12 +55,12 @@ async def test_a_pair_holds_an_outage_once_pages_what_is_worse_and_lets_go_of_it
         assert alert["labels"]["alertname"] == "FlopwatchAllocation"
         assert (alert["labels"]["owner"], alert["labels"]["severity"]) == ("hardware", "warning")
         assert alert["annotations"]["summary"].startswith("atlas alloc 91.2%")
-    awaited(lambda: heard(pair, "firing"), "the first page")
+    awaited(lambda: heard(told, "firing"), "the first page")
 
     outage.decide(Act.ESCALATE, 1, "value", severity="critical", hi=0.7, lo=0.7, value=0.7)
     await outage.send()
     awaited(
-        lambda: [a for a in heard(pair, "firing") if a["labels"]["severity"] == "critical"],
+        lambda: [a for a in heard(told, "firing") if a["labels"]["severity"] == "critical"],
         "the escalation",
     )
     ((alert),) = pair.active()  # the one before it has ended
@@ -137,7 +84,7 @@ async def test_a_pair_holds_an_outage_once_pages_what_is_worse_and_lets_go_of_it
     assert control.outbox_open() == []
     awaited(lambda: not pair.active(1), "its end")
     awaited(
-        lambda: [a for a in heard(pair, "resolved") if a["labels"]["escalation"] == "1"],
+        lambda: [a for a in heard(told, "resolved") if a["labels"]["escalation"] == "1"],
         "the resolved page",
     )
 
@@ -150,3 +97,77 @@ async def test_where_no_member_answers_the_page_waits(control: ControlStore) -> 
     ((row),) = control.outbox_open()
     assert row.attempts == 1
     assert row.last_error == "ConnectError"
+
+
+async def test_silences_are_one_truth_whoever_makes_them(control: ControlStore, pair: Pair) -> None:
+    route = RouteConfig(name="am", kind="alertmanager", url=pair.urls[0], peers=(pair.urls[1],))
+    outage = Outage(control, config(route), time.time_ns() // 1_000_000)
+    outage.decide(Act.TRIGGER)
+    await outage.send()
+    channels = channels_of(outage.paging, SECRETS)
+    mirror = Silences(control, channels, "lab", AlwaysTurn(), lambda: outage.now_ms)
+    aside = Aside("silences")
+    try:
+        there = made_there(pair, "kim", "moving racks")
+        awaited(lambda: pair.active()[0]["status"]["silencedBy"], "the silence at the alert")
+        await mirror.once(aside)
+        await mirror.once(aside)  # what is known is not taken twice
+        (here,) = operations.silences(control, outage.now_ms)
+        assert here.matchers == {"cluster": "atlas", "rule": "allocation"}
+        assert (here.by, here.why) == ("kim", "moving racks")
+        outage.decide(Act.ESCALATE, 1, "value", hi=0.7, lo=0.7, value=0.7)
+        await outage.send()
+        assert control.outbox_open()[0].held_reason == f"silence {here.id}: moving racks"
+
+        ended = httpx.delete(f"{pair.urls[0]}/api/v2/silence/{there}", trust_env=False)
+        assert ended.status_code == 200
+        outage.now_ms += 60_000
+        await mirror.once(aside)
+        assert operations.silences(control, outage.now_ms) == []
+
+        made = Silence(
+            matchers={"cluster": "at*", "rule": "*"},
+            starts_unix_ms=outage.now_ms,
+            ends_unix_ms=outage.now_ms + 3_600_000,
+            by="lee",
+            why="switch",
+        )
+        number = operations.add_silence(control, made)
+        await mirror.once(aside)
+        awaited(lambda: pair.active()[0]["status"]["silencedBy"], "our silence there")
+        await mirror.once(aside)  # our own is not taken for somebody else's
+        assert [s.id for s in operations.silences(control, outage.now_ms)] == [number]
+        operations.end_window(control, "silence", number, outage.now_ms)
+        await mirror.once(aside)
+        awaited(lambda: not pair.active()[0]["status"]["silencedBy"], "its end there")
+        counters = mirror.counters
+        assert (counters.taken, counters.ended, counters.failed) == (1, 1, 0)
+        assert (counters.told, counters.withdrawn) == (1, 1)
+    finally:
+        await aside.end()
+        for channel in channels.values():
+            await channel.close()
+
+
+def made_there(pair: Pair, by: str, why: str) -> str:
+    """Silence the alerts of a cluster at Alertmanager itself; return the silence's id."""
+    now = datetime.now(UTC)
+    silence = {
+        "matchers": [{"name": "cluster", "value": "atl.*", "isRegex": True}],
+        "startsAt": now.isoformat(),
+        "endsAt": (now + timedelta(hours=2)).isoformat(),
+        "createdBy": by,
+        "comment": why,
+    }
+    answer = httpx.post(f"{pair.urls[0]}/api/v2/silences", json=silence, trust_env=False)
+    answer.raise_for_status()
+    there: str = answer.json()["silenceID"]
+    return there
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expression"),
+    [("atlas", "atlas"), ("at*", "at.*"), ("r1[0-9]?", "r1[0-9]."), ("[!ab].x", r"[^ab]\.x")],
+)
+def test_a_shell_pattern_reads_the_same_there(pattern: str, expression: str) -> None:
+    assert as_regex(pattern) == expression

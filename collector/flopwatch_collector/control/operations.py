@@ -1,4 +1,4 @@
-"""What people do in the control store: acknowledge, silence, plan, audit."""
+"""What people do in the control store: silence, plan, audit. Of a single outage: `response`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from fnmatch import fnmatchcase
+from typing import Any
 
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
@@ -18,23 +19,22 @@ from flopwatch_collector.control.schema import (
     SILENCE,
 )
 from flopwatch_collector.control.store import ControlStore
-from flopwatch_collector.incident_state import IncidentState, acknowledged
 from flopwatch_collector.inventory import Slot
-from flopwatch_proto.errors import RetryableError, UsageError
-
-ACKNOWLEDGE_TRIES: Final = 3
+from flopwatch_proto.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
     """Pages held for a while. Attributes: matchers: field (cluster, rule) → shell pattern; all must
-    match; starts, ends: Unix ms, half open; id: 0 before it is stored."""
+    match; starts, ends: Unix ms, half open; origin: where it was made, if not here; id: 0 before it is
+    stored."""
 
     matchers: Mapping[str, str]
     starts_unix_ms: int
     ends_unix_ms: int
     by: str
     why: str
+    origin: str = ""
     id: int = 0
 
 
@@ -49,28 +49,6 @@ class Maintenance:
     by: str
     why: str
     id: int = 0
-
-
-def acknowledge(
-    store: ControlStore, rule: str, cluster: str, by: str, now_unix_ms: int
-) -> IncidentState:
-    """Put a name on an outage. Raises: UsageError when nothing there has paged; RetryableError when
-    the store does not answer."""
-    for tries_left in reversed(range(ACKNOWLEDGE_TRIES)):
-        states = [s for s in store.incidents() if (s.rule, s.cluster) == (rule, cluster)]
-        acked = acknowledged(states[0], by, now_unix_ms) if states else None
-        if acked is None or acked.ack_by is None:
-            raise UsageError(f"no {rule} outage of {cluster} has paged: nothing to acknowledge")
-        try:
-            store.save(states=[acked])
-        except RetryableError:
-            # The tick wrote between the read and the write: read again.
-            if not tries_left:
-                raise
-            continue
-        record(store, now_unix_ms, by, "acknowledge", f"{cluster}/{rule}", after={"by": by})
-        return acked
-    raise AssertionError("unreachable")
 
 
 def add_silence(store: ControlStore, silence: Silence) -> int:
@@ -105,6 +83,15 @@ def silences(store: ControlStore, at_unix_ms: int | None = None) -> list[Silence
 def maintenances(store: ControlStore, at_unix_ms: int | None = None) -> list[Maintenance]:
     """All maintenance windows, or those that hold at a moment."""
     return [Maintenance(**columns) for columns in _windows(store, MAINTENANCE, at_unix_ms)]
+
+
+def resting(store: ControlStore, cluster: str, at_unix_ms: int) -> list[str]:
+    """Shell patterns of the nodes of a cluster that are in maintenance at a moment."""
+    return [
+        window.nodes
+        for window in maintenances(store, at_unix_ms)
+        if fnmatchcase(cluster, window.cluster)
+    ]
 
 
 def _add_window(store: ControlStore, table: Table, window: Silence | Maintenance) -> int:

@@ -71,6 +71,9 @@ INCIDENT: Final = Table(
     Column("resolve_repeat_no", Integer, nullable=False),
     Column("ack_by", Text),
     _moment("ack_unix_ms"),
+    Column("closed_by", Text),
+    _moment("closed_unix_ms"),
+    Column("closed_value", Double),
     Column("version", Integer, nullable=False),
 )
 
@@ -167,6 +170,23 @@ SILENCE: Final = Table(
     _moment("ends_unix_ms", nullable=False),
     Column("by", Text, nullable=False),
     Column("why", Text, nullable=False),
+    # Where it was made, if not here: ``alertmanager/ROUTE/ID``.
+    Column("origin", Text, nullable=False, server_default=""),
+)
+
+# What people said of an outage, and did about it.
+NOTE: Final = Table(
+    "note",
+    METADATA,
+    Column("id", SERIAL, primary_key=True, autoincrement=True),
+    Column("rule", Text, nullable=False),
+    Column("cluster", Text, nullable=False),
+    Column("episode", Text, nullable=False),
+    _moment("at_unix_ms", nullable=False),
+    Column("what", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    Index("note_by_episode", "rule", "cluster", "episode"),
 )
 
 MAINTENANCE: Final = Table(

@@ -12,15 +12,16 @@ https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from flopwatch_collector.control.outbox import OutboxRow
 from flopwatch_collector.incident_state import rfc3339
 from flopwatch_collector.paging.channel import Poster
 from flopwatch_collector.paging.settings import RouteConfig
-from flopwatch_proto.errors import FlopwatchError
+from flopwatch_proto.errors import FlopwatchError, RetryableError
 
 HOLDS_MS: Final = 4 * 60_000
 NOTICE_HOLDS_MS: Final = 15 * 60_000
@@ -31,13 +32,15 @@ class Alertmanager:
 
     def __init__(self, route: RouteConfig, secret: bytes | None) -> None:
         self._poster = Poster(route)
-        members = (route.url, *route.peers)
-        self._urls = [self._poster.url(f"{url.rstrip('/')}/api/v2/alerts") for url in members]
+        self._members = [url.rstrip("/") for url in (route.url, *route.peers)]
+        self._urls = [self._poster.url(f"{url}/api/v2/alerts") for url in self._members]
         self._headers = {"Authorization": f"Bearer {secret.decode()}"} if secret else {}
 
     async def send(self, row: OutboxRow, now_unix_ms: int) -> str | None:
         """Tell one page; return the labels it goes by. Raises: as `Channel`, where no member took it."""
         body, before = json.loads(row.body), row.provider_ref
+        if row.action == "acknowledge":
+            return before  # it knows none: who works on it is not its to say
         if row.action == "notice":
             await self._tell([notice(body, now_unix_ms)])
             return before
@@ -54,9 +57,35 @@ class Alertmanager:
         """Tell again what holds: the last page of each outage. Raises: as `Channel`."""
         await self._tell([alert(json.loads(row.body), now_unix_ms) for row in rows])
 
+    async def read(self, path: str) -> Any:
+        """Return what the first member that answers has below its API. Raises: as `Channel`."""
+        return await self._first(
+            lambda url: self._poster.get(self._poster.url(url + path), self._headers)
+        )
+
+    async def write(self, path: str, content: Mapping[str, Any]) -> None:
+        """Post to the first member that takes it; the others hear of it. Raises: as `Channel`."""
+        await self._first(
+            lambda url: self._poster.post(
+                self._poster.url(url + path), json.dumps(content).encode(), self._headers
+            )
+        )
+
+    async def remove(self, path: str) -> None:
+        """Delete at the first member that answers. Raises: as `Channel`."""
+        await self._first(
+            lambda url: self._poster.delete(self._poster.url(url + path), self._headers)
+        )
+
     async def close(self) -> None:
         """Give connections back."""
         await self._poster.close()
+
+    async def _first(self, asked: Callable[[str], Awaitable[Any]]) -> Any:
+        for url in self._members[:-1]:
+            with contextlib.suppress(RetryableError):
+                return await asked(url)
+        return await asked(self._members[-1])
 
     async def _tell(self, told: Sequence[dict[str, Any]]) -> None:
         if not told:

@@ -7,10 +7,11 @@ proxies of the environment not used, and of an answer only a bounded part is rea
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import httpx
 
@@ -20,6 +21,7 @@ from flopwatch_collector.paging.settings import RouteConfig
 from flopwatch_proto.errors import PermanentError, RetryableError, UsageError
 
 ANSWER_BYTES_MAX: Final = 64 * 1024
+LIST_BYTES_MAX: Final = 8 * 1024 * 1024
 REFERENCE_CHARACTERS_MAX: Final = 200
 RETRY_AFTER_S_MAX: Final = 300.0
 
@@ -73,6 +75,31 @@ class Poster:
         """Return a URL that pages may go to. Raises: UsageError naming the route, not the URL."""
         return check_url(text, f"paging route {self._name}: url")
 
+    async def get(self, url: httpx.URL, headers: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON of a bounded answer. Raises: RetryableError: there is none."""
+        await check_resolved(url)
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.stream("GET", url, headers=headers) as response,
+            ):
+                known = await _beginning(response, LIST_BYTES_MAX)
+                if response.status_code != httpx.codes.OK:
+                    raise RetryableError(f"HTTP {response.status_code}")
+            return json.loads(known)
+        except (httpx.HTTPError, TimeoutError, ValueError) as exc:
+            raise RetryableError(type(exc).__name__) from exc
+
+    async def delete(self, url: httpx.URL, headers: Mapping[str, str] | None = None) -> None:
+        """Delete what is there. Raises: RetryableError: it could not be."""
+        await check_resolved(url)
+        try:
+            response = await self._client.delete(url, headers=headers)
+        except httpx.HTTPError as exc:
+            raise RetryableError(type(exc).__name__) from exc
+        if response.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+            raise RetryableError(f"HTTP {response.status_code}")
+
     async def post(
         self,
         url: httpx.URL,
@@ -117,14 +144,14 @@ class Poster:
         await self._client.aclose()
 
 
-async def _beginning(response: httpx.Response) -> bytes:
+async def _beginning(response: httpx.Response, bytes_max: int = ANSWER_BYTES_MAX) -> bytes:
     """Read an answer that may be endless."""
     known = b""
     async for part in response.aiter_bytes():
         known += part
-        if len(known) >= ANSWER_BYTES_MAX:
+        if len(known) >= bytes_max:
             break
-    return known[:ANSWER_BYTES_MAX]
+    return known[:bytes_max]
 
 
 def _seconds(headers: Mapping[str, str]) -> float | None:

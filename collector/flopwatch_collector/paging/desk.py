@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 
 from flopwatch_collector.control.store import ControlStore
 from flopwatch_collector.paging.channels import channels_of
+from flopwatch_collector.paging.digest import Digest
 from flopwatch_collector.paging.heartbeat import Heartbeat
 from flopwatch_collector.paging.outbox import Sender
 from flopwatch_collector.paging.pace import Pace
 from flopwatch_collector.paging.reminder import Reminder
 from flopwatch_collector.paging.settings import PER_MINUTE, PagingConfig
+from flopwatch_collector.paging.silences import Silences
 from flopwatch_collector.paging.turn import AlwaysTurn, Turn
 
 
@@ -56,11 +58,14 @@ class Desk:
             },
         )
         self.reminder = Reminder(control, channels, turn, clock)
+        self.silences = Silences(control, channels, config.deployment, turn, clock)
+        self.digest = Digest(control, config, turn, clock, self.sender.wake)
         self.heartbeat = Heartbeat(config.heartbeat, config.deployment, judged_unix_ms, clock)
 
     async def run(self) -> None:
         """Send for ever; ends when cancelled."""
-        await asyncio.gather(self.sender.run(), self.reminder.run(), self.heartbeat.run())
+        jobs = (self.sender, self.reminder, self.silences, self.digest, self.heartbeat)
+        await asyncio.gather(*(job.run() for job in jobs))
 
     async def close(self) -> None:
         """Give connections back; what the store was told is on disk afterwards."""

@@ -34,6 +34,10 @@ class PagerDuty:
         if row.action == "notice":
             await self._post(self._changes, {"payload": change(body), "links": links(body)})
             return None
+        if row.action == "acknowledge":
+            event = {"event_action": "acknowledge", "dedup_key": row.dedup_key}
+            await self._post(self._alerts, event)
+            return row.dedup_key
         if row.action in ("escalate", "resolve"):
             await self._post(self._alerts, {"event_action": "resolve", "dedup_key": row.dedup_key})
         if row.action != "resolve":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import Final
 
@@ -16,6 +17,7 @@ URLS: Final = {
     "alertmanager": "",
 }
 """Kinds of routes, and where each goes by itself."""
+_TIME: Final = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
 WATCHERS: Final = ("healthcheck", "alertmanager")
 PER_MINUTE: Final = {"webhook": 600, "pagerduty": 60, "slack": 50, "alertmanager": 600}
 """PagerDuty's limit is dynamic, 120 a minute for a key at best; Slack takes about one message a second."""
@@ -34,6 +36,7 @@ class RouteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         clusters, rules, owners, severities: shell patterns; a page must match one of each.
         send_simulated: False keeps pages of simulated clusters off this route.
         timeout_s: seconds for one try.
+        digest: whether the daily line about standing outages goes here.
         per_minute: pages that are sent a minute at most; None: what the kind allows.
     """
 
@@ -50,6 +53,7 @@ class RouteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     severities: tuple[str, ...] = ("*",)
     send_simulated: bool = True
     timeout_s: float = 10.0
+    digest: bool = False
     per_minute: int | None = None
 
     def takes(self, *, rule: str, cluster: str, simulated: bool, severity: str, owner: str) -> bool:
@@ -90,6 +94,9 @@ class PagingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         deployment: names this installation in dedup keys; two that page the same receiver differ.
         base_url: where people reach the dashboard; None leaves links out of pages.
         fallback: name of the route that also gets what another route refused or did not take in time.
+        digest_at: when the daily digest is sent, HH:MM in UTC.
+        pagerduty_secret_file: with what PagerDuty signs the webhooks that tell who acknowledged and resolved;
+            None: none is taken.
         route: where pages go; none: outages are shown and sent nowhere.
         heartbeat: who is told every minute that pages would come, and pages when that stops.
     """
@@ -97,6 +104,8 @@ class PagingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     deployment: str = "flopwatch"
     base_url: str | None = None
     fallback: str | None = None
+    digest_at: str = "08:00"
+    pagerduty_secret_file: str | None = None
     route: tuple[RouteConfig, ...] = ()
     heartbeat: tuple[HeartbeatConfig, ...] = ()
 
@@ -105,6 +114,8 @@ def validate(config: PagingConfig) -> None:
     """Check the routes' relations. Raises: UsageError naming the key and the fix."""
     if not config.deployment or ":" in config.deployment:
         raise UsageError("paging.deployment must be a name without a colon")
+    if not _TIME.fullmatch(config.digest_at):
+        raise UsageError(f"paging.digest_at is {config.digest_at!r}; write HH:MM, in UTC: 08:00")
     names = [route.name for route in config.route]
     for number, route in enumerate(config.route):
         key = f"paging.route[{number}]"

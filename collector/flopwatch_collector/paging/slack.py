@@ -72,6 +72,7 @@ def message(body: dict[str, Any]) -> dict[str, Any]:
     lost = ", ".join(f"{loss['step']} {loss['points']:.1f}pt" for loss in body["largest_losses"])
     behind = ", ".join(f"{cause['kind']} {cause['name']}" for cause in body["causes"][:5])
     lines = [
+        *(escaped(line) for line in body.get("lines", ())),
         f"lost: {escaped(lost)}" if lost else "",
         f"behind it: {escaped(behind)}" if behind else "",
         f"`{escaped(body['command'])}`",

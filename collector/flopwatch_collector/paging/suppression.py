@@ -1,8 +1,8 @@
 """Why a page waits: silences, maintenance of a whole cluster, and a blind cluster. Pure.
 
 The state of an incident runs on regardless; only sending waits, with its reason stored. When the reason
-ends, an outage that still fires is sent; one that came and went meanwhile never is. A ``resolve`` does not
-wait: it closes what a receiver was told before.
+ends, an outage that still fires is sent; one that came and went meanwhile never is. A ``resolve`` and an
+``acknowledge`` do not wait: they are of what a receiver was told before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def held_because(
         silences, windows: those that hold now.
         incidents: all of them: a blind cluster inhibits its allocation rule until it is judged.
     """
-    if row.action == "resolve":
+    if row.action in ("resolve", "acknowledge"):
         return None
     subject = {"cluster": row.cluster, "rule": row.rule}
     for silence in silences:

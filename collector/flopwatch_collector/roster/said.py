@@ -11,6 +11,7 @@ from flopwatch_proto.v1 import telemetry_pb2 as pb
 
 ROSTER_HOLDS_MS: Final = 5 * 60_000
 WARNINGS_MAX: Final = 1_000
+_RESERVED: Final = "reservation:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +32,22 @@ class Word:
         """Return the same said of a slot."""
         return replace(self, slot=slot)
 
+    def reserved(self, names: str) -> Word:
+        """Return it with the reservations that hold the card, for who excuses some of them."""
+        if self.bucket != Bucket.HELD or not names:
+            return self
+        return replace(self, workload_class=_RESERVED + names)
+
     def as_part(self, bucket: Bucket, weight: float, why: str) -> Word:
         """Return a part of it that is in another bucket."""
         return replace(self, bucket=bucket, weight=weight, why=why)
+
+
+def reservations_of(workload_class: str) -> tuple[str, ...]:
+    """Return the reservations that hold a card, by the class of its time."""
+    if not workload_class.startswith(_RESERVED):
+        return ()
+    return tuple(name.strip() for name in workload_class.removeprefix(_RESERVED).split(","))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ class Observation:
         lo, hi, value: bounds and value of the ratio, 0..1; None where nothing is known.
         coverage: share of the card-time behind the figure that was measured; None without card-time.
         in_service_cards, unseen_cards: cards at the tick.
+        excused_cards: spares, reserved or in maintenance, which no figure here counts.
         onboarded_ratio: in service of the inventory; 1.0 without an inventory file.
         lost_points: bucket or waterfall step → points of 100 below 100 %.
         causes: the largest first, at most ten.
@@ -56,6 +57,7 @@ class Observation:
     coverage: float | None
     in_service_cards: float
     unseen_cards: float
+    excused_cards: float = 0.0
     onboarded_ratio: float = 1.0
     lost_points: Mapping[str, float] = field(default_factory=dict)
     causes: tuple[Cause, ...] = ()

@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             answers=Answers(time.monotonic),
             now_unix_ms=lambda: now_ns() // 1_000_000,
             deployment=flags.deployment,
+            pagerduty_secret_file=flags.pagerduty_secret_file,
             reference_dtypes=dict(flags.reference_dtype),
         )
         await serve(create_app(sources, stopping), listener, stopping)
@@ -67,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--control", required=True, help="DSN of the control store")
     parser.add_argument("--deployment", default="", help="name shown beside flopwatch")
+    parser.add_argument(
+        "--pagerduty-secret-file", default="", help="what PagerDuty signs its webhooks with"
+    )
     parser.add_argument(
         "--reference-dtype",
         action="append",

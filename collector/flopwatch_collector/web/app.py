@@ -21,8 +21,10 @@ from flopwatch_collector.web import (
     jobs,
     pages,
     problems,
+    responses,
     teams,
     turn,
+    windows,
 )
 from flopwatch_collector.web.answers import LIVE_KEPT_S
 from flopwatch_collector.web.asked import DEFAULT_WINDOW, window_of
@@ -54,8 +56,10 @@ def create_app(sources: Sources, stopping: asyncio.Event) -> FastAPI:
     app.include_router(ceilings.router)
     app.include_router(jobs.router)
     app.include_router(pages.router)
+    app.include_router(responses.router)
     app.include_router(teams.router)
     app.include_router(turn.router)
+    app.include_router(windows.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.add_api_route("/metrics", _metrics, include_in_schema=False)
     app.add_api_route("/healthz", _healthz, include_in_schema=False)

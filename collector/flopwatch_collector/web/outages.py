@@ -20,7 +20,7 @@ def outages_by_cluster(store: ControlStore) -> dict[str, list[dict[str, Any]]]:
     """Return cluster → its open outages, the firing ones first."""
     found: dict[str, list[dict[str, Any]]] = {}
     for state in sorted(store.incidents(OPEN_STATES), key=_urgency):
-        shown = _open(state)
+        shown = open_outage(state)
         if shown is not None:
             found.setdefault(state.cluster, []).append(shown)
     return found
@@ -42,7 +42,8 @@ def _urgency(state: IncidentState) -> tuple[bool, int, int, str, str]:
     return (state.simulated, rank, state.began_unix_ms or 0, state.cluster, state.rule)
 
 
-def _open(state: IncidentState) -> dict[str, Any] | None:
+def open_outage(state: IncidentState) -> dict[str, Any] | None:
+    """Return an outage that holds, as the API shows it; None where there is none."""
     shown = outage(state)
     if shown is None:
         return None

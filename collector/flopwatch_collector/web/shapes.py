@@ -211,6 +211,12 @@ class OutagesAnswer(Shape):
     outages: list[Outage]
 
 
+class OutageAnswer(Shape):
+    """One outage."""
+
+    outage: Outage | None
+
+
 class RecordsAnswer(Shape):
     """A list of records under the name of their kind."""
 

@@ -59,6 +59,7 @@ class Sources:
 
     Attributes:
         deployment: the name pages carry; empty: none.
+        pagerduty_secret_file: with what PagerDuty signs its webhooks; empty: none is taken.
         reference_dtypes: cluster → dtype whose peak its waterfall is of.
         readings: held while the readings of a capture are in memory: one at a time.
         books: of all clusters; read every 5 minutes, as long as somebody asks.
@@ -69,6 +70,7 @@ class Sources:
     answers: Answers
     now_unix_ms: Callable[[], int]
     deployment: str = ""
+    pagerduty_secret_file: str = ""
     reference_dtypes: Mapping[str, str] = field(default_factory=dict)
     listeners: int = field(default=0)
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
