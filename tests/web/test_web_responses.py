@@ -217,3 +217,48 @@ def test_a_webhook_that_nobody_signed_is_nothing(url: str, control: ControlStore
     headers = {"X-PagerDuty-Signature": f"v1={signed}"}
     sent = httpx.post(f"{url}/api/v1/pagerduty", content=body, headers=headers, trust_env=False)
     assert sent.status_code == 422
+
+
+# ---- the page of an outage
+
+
+def page_path() -> str:
+    return f"/outages/allocation/atlas/{FIRING.episode}"
+
+
+def test_the_page_is_answered_without_javascript(url: str, control: ControlStore) -> None:
+    with httpx.Client(base_url=url, trust_env=False, follow_redirects=True) as browser:
+        shown = browser.get(page_path()).text
+        assert "Acknowledge" in shown
+        assert len(shown) < 50_000
+        answered = browser.post(page_path(), data={"what": "acknowledge", "by": "kim <b>"})
+        assert answered.status_code == 200
+        assert "acknowledged by <b><bdi>kim &lt;b&gt;" in answered.text
+        browser.post(page_path(), data={"what": "note", "by": "kim", "text": "on <my> way"})
+        browser.post(page_path(), data={"what": "silence", "by": "kim"})
+        assert "on &lt;my&gt; way" in browser.get(page_path()).text
+    assert only(control).ack_by == "kim <b>"
+    held = operations.silences(control, time.time_ns() // 1_000_000)
+    assert held[-1].matchers == {"cluster": "atlas", "rule": "allocation"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "form", "status"),
+    [
+        ({"Origin": "https://evil.example"}, {"what": "acknowledge", "by": "x"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, {"what": "acknowledge", "by": "x"}, 403),
+        ({}, {"what": "acknowledge"}, 422),
+        ({}, {"what": "note", "by": "x"}, 422),
+        ({}, {"what": "explode", "by": "x"}, 422),
+    ],
+)
+def test_a_form_that_is_wrong_or_foreign_changes_nothing(
+    url: str,
+    control: ControlStore,
+    headers: dict[str, str],
+    form: dict[str, str],
+    status: int,
+) -> None:
+    sent = httpx.post(url + page_path(), data=form, headers=headers, trust_env=False)
+    assert sent.status_code == status
+    assert only(control).ack_by is None

@@ -126,6 +126,14 @@ def timeline(store: ControlStore, rule: str, cluster: str, episode: str) -> list
     return sorted([*notes, *pages], key=lambda event: str(event["at"]))
 
 
+def newest_body(store: ControlStore, rule: str, cluster: str, episode: str) -> str | None:
+    """Return the newest page of an outage that told how it stands, as JSON; None: there is none."""
+    with store.reading() as connection:
+        rows = _pages(connection, rule=rule, cluster=cluster, episode=episode)
+    told = [row.body for row in rows if row.action in ("trigger", "escalate")]
+    return told[-1] if told else None
+
+
 def _outage(store: ControlStore, response: Response) -> IncidentState:
     for state in store.incidents(TOLD):
         if (state.rule, state.cluster) == (response.rule, response.cluster):

@@ -19,6 +19,7 @@ from flopwatch_collector.web import (
     exposition,
     health,
     jobs,
+    outage_page,
     pages,
     problems,
     responses,
@@ -55,6 +56,7 @@ def create_app(sources: Sources, stopping: asyncio.Event) -> FastAPI:
     app.include_router(captures.router)
     app.include_router(ceilings.router)
     app.include_router(jobs.router)
+    app.include_router(outage_page.router)
     app.include_router(pages.router)
     app.include_router(responses.router)
     app.include_router(teams.router)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
@@ -23,7 +22,6 @@ from flopwatch_collector.web import (
     data_view,
     fleet_page,
     nodes,
-    outages,
     records,
     series,
     trouble,
@@ -90,11 +88,11 @@ async def fleet(
     try:
         page = await _fleet_page(sources, window, cluster)
     except Problem as problem:
-        return _refused(problem)
+        return refused(problem)
     except FlopwatchError as exc:
         kept = last.of(window, cluster)
         if kept is None:
-            return _refused(Problem(503, str(exc)))
+            return refused(Problem(503, str(exc)))
         stale = replace(kept, now_unix_ms=sources.now_unix_ms(), stale_reason=str(exc))
         return rendered("fleet.html", fleet_page.view(stale))
     last.keep(page)
@@ -198,9 +196,9 @@ async def node(
         used = window_of(sources.now_unix_ms(), window, None, None)
         found = await api.node_of(sources, node, cluster, used, LIVE_KEPT_S)
     except Problem as problem:
-        return _refused(problem)
+        return refused(problem)
     except FlopwatchError as exc:
-        return _refused(Problem(503, str(exc)))
+        return refused(Problem(503, str(exc)))
     of = found["cluster"]
     audited = await _or(
         sources.answers.get(
@@ -214,37 +212,14 @@ async def node(
     return rendered("node.html", {"node": found, "data": data_view.of_node(audited), **head})
 
 
-@router.get("/outages/{rule}/{cluster:path}/{episode}")
-async def outage(request: Request, rule: str, cluster: str, episode: str) -> Response:
-    """One outage on one small page: readable at 3 am on a phone, without JavaScript."""
-    sources = api.sources_of(request)
-    now = sources.now_unix_ms()
-    wanted = f"{rule}/{cluster}/{episode}"
-
-    def found() -> dict[str, Any] | None:
-        store = sources.control.store()
-        listed = [
-            *outages.outages(store, now, None),
-            *outages.outages(store, now, "resolved"),
-        ]
-        return next((o for o in listed if o["id"] == wanted), None)
-
-    try:
-        shown = await asyncio.to_thread(found)
-    except FlopwatchError as exc:
-        return _refused(Problem(503, str(exc)))
-    if shown is None:
-        return _refused(Problem(404, f"no outage {wanted!r} is open or ended in the last 7 days"))
-    return rendered("outage.html", fleet_page.outage_view(shown, now))
-
-
 @router.get("/api/docs")
 async def docs(request: Request) -> Response:
     """The OpenAPI document as a page: what can be asked, and with which parameters."""
     return rendered("docs.html", {"openapi": request.app.openapi()})
 
 
-def _refused(problem: Problem) -> Response:
+def refused(problem: Problem) -> Response:
+    """Return a problem as a page."""
     response = rendered("problem.html", {"problem": problem}, problem.status)
     if problem.status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)

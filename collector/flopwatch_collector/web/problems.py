@@ -15,6 +15,7 @@ from flopwatch_proto.errors import PermanentError, RetryableError
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 2
 _TITLES: Final = {
+    403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
     422: "The request cannot be understood",
