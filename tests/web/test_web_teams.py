@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from flopwatch.cli.app import run
 from flopwatch_collector.web import team_shapes
 from web.test_web_api import moment
 from web.web_server import Web
@@ -30,3 +31,30 @@ def test_a_team_that_held_nothing_is_not_found(web: Web) -> None:
     assert answer.status_code == 404
     said = "team 'nobody' held no card of cluster 'atlas' in this window"
     assert answer.json()["detail"] == said
+
+
+def test_the_command_shows_teams_and_one_of_them(
+    web: Web, capsys: pytest.CaptureFixture[str]
+) -> None:
+    window = ("--window", "15m", "--end", moment(web.end), "--cluster", "atlas", "--api", web.url)
+    assert run(["team", *window]) == 0
+    listed = capsys.readouterr().out
+    (line,) = [line for line in listed.splitlines() if line.strip().startswith("t ")]
+    assert line.split()[1:3] == ["0.750", "100.0"]
+    assert run(["team", "t", *window]) == 0
+    shown = capsys.readouterr().out
+    assert "where every FLOP went" in shown
+    assert all(len(line) <= 80 for line in (listed + shown).splitlines())
+    assert run(["team", "nobody", *window]) == 2
+
+
+def test_pages_of_teams_show_the_same_figures(web: Web) -> None:
+    listed = web.get("/teams", window="15m")
+    assert listed.status_code == 200
+    assert "/teams/t?window=15m" in listed.text
+    shown = web.get("/teams/t", window="15m")
+    assert shown.status_code == 200
+    assert "Card-hours" in shown.text
+    assert "<script>window.hurt" not in listed.text + shown.text
+    assert web.get("/teams/nobody", window="15m").status_code == 404
+    assert web.get("/teams", window="soon").status_code == 422

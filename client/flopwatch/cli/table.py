@@ -126,6 +126,44 @@ def ranks_table(title: str, ranks: Iterable[Json]) -> Table:
     return table
 
 
+def teams_table(answer: Json) -> Table:
+    """One line per team: what it held, and what became of that."""
+    table = _table(
+        f"teams · {window(answer)}",
+        ("team", "card-h", "share %", "active %", "HFU %", "MFU %"),
+        left=("team",),
+    )
+    for team in answer.get("teams") or []:
+        sim = " SIM" if team.get("simulated") else ""
+        table.add_row(f"{team.get('name') or '(no word)'}{sim}", *_of_team(team))
+    return table
+
+
+def team_table(answer: Json) -> Table:
+    """A team's part of every cluster."""
+    table = _table(
+        f"{answer.get('name')} · {window(answer)}",
+        ("cluster", "card-h", "active %", "HFU %", "MFU %"),
+        left=("cluster",),
+    )
+    for part in answer.get("clusters") or []:
+        held, _, *figures = _of_team(part)
+        table.add_row(str(part.get("name")), held, *figures)
+    return table
+
+
+def _of_team(team: Json) -> tuple[str, ...]:
+    held, mfu = team.get("card_seconds"), team.get("mfu") or {}
+    active = (team.get("buckets") or {}).get("ACTIVE", 0.0)
+    return (
+        number.quantity(None if held is None else held / 3_600),
+        number.percent(team.get("share")),
+        number.percent(active / held if held else None),
+        number.percent(_value(team, "hfu")),
+        number.span(mfu.get("lo"), mfu.get("hi"), mfu.get("value")),
+    )
+
+
 def subject_table(name: str, subject: Json) -> Table:
     """The figures of one cluster or node on one line."""
     table = _table(

@@ -1,4 +1,4 @@
-"""`fleet`, `cluster`, `node`, `outages`: what the collector knows, as tables or as it says it."""
+"""`fleet`, `cluster`, `node`, `team`, `outages`: what the collector knows, as tables or as it says it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def fleet(
     window: Window = "15m", end: End = None, api: ApiUrl = DEFAULT_URL, json: Json = False
 ) -> int:
     """Every cluster: allocation, HFU, MFU, yield."""
-    answer = Api(api).get("/api/v1/fleet", window=window, end=end)
+    with Api(api) as asked:
+        answer = asked.get("/api/v1/fleet", window=window, end=end)
     return _show(answer, json, _fleet(answer.data))
 
 
@@ -30,7 +31,8 @@ def cluster(
     json: Json = False,
 ) -> int:
     """One cluster: its figures, its waterfall, its outages."""
-    answer = Api(api).subject("clusters", name, window=window, end=end)
+    with Api(api) as asked:
+        answer = asked.subject("clusters", name, window=window, end=end)
     return _show(answer, json, _subject(answer.data, name, "cluster"))
 
 
@@ -42,8 +44,29 @@ def node(
     json: Json = False,
 ) -> int:
     """One node: its cards and where their time went."""
-    answer = Api(api).subject("nodes", name, window=window, end=end)
+    with Api(api) as asked:
+        answer = asked.subject("nodes", name, window=window, end=end)
     return _show(answer, json, _subject(answer.data, name, "node"))
+
+
+def team(
+    name: Annotated[str | None, typer.Argument(metavar="NAME")] = None,
+    cluster: Annotated[str | None, typer.Option(metavar="NAME", help="Only there.")] = None,
+    window: Window = "15m",
+    end: End = None,
+    api: ApiUrl = DEFAULT_URL,
+    json: Json = False,
+) -> int:
+    """Who held the cards and what became of them; with a name, one team and its waterfall."""
+    if name is None:
+        with Api(api) as asked:
+            answer = asked.get("/api/v1/teams", window=window, end=end, cluster=cluster)
+        return _show(answer, json, [table.teams_table(answer.data)])
+    with Api(api) as asked:
+        answer = asked.subject("teams", name, window=window, end=end, cluster=cluster)
+    seconds = float(answer.data["window_s"])
+    tables = [table.team_table(answer.data), table.waterfall_table(answer.data, seconds)]
+    return _show(answer, json, tables)
 
 
 def outages(
@@ -54,7 +77,8 @@ def outages(
     json: Json = False,
 ) -> int:
     """What is below its line, since when, and what it loses."""
-    answer = Api(api).get("/api/v1/outages", state=state)
+    with Api(api) as asked:
+        answer = asked.get("/api/v1/outages", state=state)
     listed = answer.data.get("outages", []) if isinstance(answer.data, dict) else answer.data
     return _show(answer, json, _outages(listed))
 

@@ -23,6 +23,7 @@ from flopwatch_collector.web import (
     pages,
     problems,
     responses,
+    team_page,
     teams,
     turn,
     windows,
@@ -59,6 +60,7 @@ def create_app(sources: Sources, stopping: asyncio.Event) -> FastAPI:
     app.include_router(outage_page.router)
     app.include_router(pages.router)
     app.include_router(responses.router)
+    app.include_router(team_page.router)
     app.include_router(teams.router)
     app.include_router(turn.router)
     app.include_router(windows.router)
