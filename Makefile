@@ -59,6 +59,8 @@ bench: setup debian ## run the benchmarks and rewrite their results under docs/m
 	$(BIN)/python bench/collector.py --resolution 1
 	$(BIN)/python bench/remote_write.py
 	$(BIN)/python bench/remote_write.py --resolution 1
+	$(BIN)/python bench/catchup.py
+	$(BIN)/python bench/readers.py
 	$(BIN)/python bench/queries.py
 	$(BIN)/python bench/stragglers.py
 	$(BIN)/python bench/step.py
@@ -85,6 +87,10 @@ campaign: setup debian ## every fault of docs/measured/reliability.md that has a
 	PYTHONPATH=tests $(BIN)/python -m campaign.certificates 36 $(or $(SEED),1)
 	PYTHONPATH=tests $(BIN)/python -m campaign.cgroups 50 $(or $(SEED),1)
 	PYTHONPATH=tests $(BIN)/python -m campaign.upgrades 20 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.explained 200 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.episodes 2000 40 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.paging_histories 5000 $(or $(SEED),1)
+	PYTHONPATH=tests $(BIN)/python -m campaign.paging_year 365 $(or $(SEED),1)
 	PYTHONPATH=tests $(BIN)/python -m campaign.soak $(or $(MINUTES),60) $(or $(SEED),1)
 
 packages: setup debian ## build the packages that fleets install, .deb and .rpm, into dist

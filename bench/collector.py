@@ -54,7 +54,7 @@ async def measure(nodes: int, seconds: float, resolution: int, tls: bool) -> dic
             _certificates(directory, nodes)
         bare = await _bare(directory, nodes, resolution, tls)
         async with (
-            collecting(directory, tls) as (main_pid, ingest),
+            collecting(directory) as (main_pid, ingest, _),
             _fleet(directory, nodes, seconds, resolution, ingest, tls) as fleet,
         ):
             reader = RemoteStore(directory / "data/read.sock")

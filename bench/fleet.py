@@ -6,7 +6,8 @@ Each node is a connection of its own with a Hello, its slots and a batch of 8 ca
 offset; HTTP/2 and gRPC frames are written as they are on the wire. Rows are those of simulated nodes: a few
 hundred different ones, shared by the nodes. Acknowledgements are timed from the write of a batch. With --tls,
 DIR holds ca.pem, and NODE.pem with the certificate and key of each. Prints JSON: once all streams stand,
-after each line on stdin (what happened since the last one), and at the end.
+after each line on stdin (what happened since the last one), and at the end. A line that holds a number sets
+the share of nodes whose cards are free from the next interval on.
 """
 
 from __future__ import annotations
@@ -91,11 +92,18 @@ def moved(message: pb.IntervalRows, to_unix_ms: int) -> pb.IntervalRows:
     return copy
 
 
+def freed(message: pb.IntervalRows) -> pb.IntervalRows:
+    """Return the same rows of cards that nobody uses."""
+    message.bucket[:] = [pb.BUCKET_FREE] * len(message.bucket)
+    return message
+
+
 def _frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
     return struct.pack(">I", len(body))[1:] + struct.pack(">BBI", kind, flags, stream) + body
 
 
-def _grpc(frame: pb.AgentFrame) -> bytes:
+def grpc_frame(frame: pb.AgentFrame) -> bytes:
+    """Return a message as it is on the wire: gRPC's frame in one of HTTP/2."""
     body = frame.SerializeToString()
     return _frame(_DATA, 0, 1, struct.pack(">BI", 0, len(body)) + body)
 
@@ -114,6 +122,7 @@ class Node(asyncio.Protocol):
         self.welcomed = asyncio.get_running_loop().create_future()
         self.seq = 0
         self.acked = 0
+        self.credits = 0
         self.sent_at: dict[int, float] = {}
         self._bytes = b""
         self._messages = b""
@@ -137,7 +146,7 @@ class Node(asyncio.Protocol):
             _PREFACE
             + _frame(_SETTINGS, 0, 0, b"")
             + _frame(_HEADERS, 4, 1, self.fleet.headers)
-            + _grpc(pb.AgentFrame(hello=hello))
+            + grpc_frame(pb.AgentFrame(hello=hello))
         )
 
     def send(self, batch: pb.Batch, rows: int) -> None:
@@ -147,7 +156,7 @@ class Node(asyncio.Protocol):
         self.seq += 1
         batch.seq = self.seq
         self.sent_at[self.seq] = time.monotonic()
-        data = _grpc(pb.AgentFrame(batch=batch))
+        data = grpc_frame(pb.AgentFrame(batch=batch))
         self.fleet.sent_bytes += len(data)
         self.transport.write(data)
 
@@ -177,9 +186,11 @@ class Node(asyncio.Protocol):
             frame = pb.CollectorFrame.FromString(self._messages[5 : 5 + size])
             self._messages = self._messages[5 + size :]
             if frame.HasField("welcome") and not self.welcomed.done():
+                self.credits = frame.welcome.credit_batches
                 self.welcomed.set_result(None)
             elif frame.HasField("ack"):
                 now = time.monotonic()
+                self.credits = frame.ack.credit_batches
                 for seq in range(self.acked + 1, frame.ack.through_seq + 1):
                     self.fleet.acks_ms.append(1000 * (now - self.sent_at.pop(seq)))
                 self.acked = max(self.acked, frame.ack.through_seq)
@@ -210,6 +221,8 @@ class Fleet:
         self.errors: list[str] = []
         self.sent_bytes = 0
         self.ending = False
+        self.free_share = 0.0
+        self.free_from_unix_ms: int | None = None
         scheme = "https" if tls else "http"
         self.headers = Encoder().encode(
             [
@@ -251,6 +264,15 @@ class Fleet:
                 codec.pack(pb.Payload(intervals=moved(message, start_unix_ms)))
                 for message in self.messages
             ]
+            free = [
+                codec.pack(pb.Payload(intervals=freed(moved(message, start_unix_ms))))
+                for message in (self.messages if self.free_share else ())
+            ]
+            freed_nodes = self.free_share * len(self.nodes)
+            if not free:
+                self.free_from_unix_ms = None
+            elif self.free_from_unix_ms is None:
+                self.free_from_unix_ms = start_unix_ms
             for i, node in enumerate(self.nodes):
                 at = (period * PERIOD_MS + SPREAD * PERIOD_MS * i / len(self.nodes)) / 1000
                 if at > end:
@@ -260,7 +282,8 @@ class Fleet:
                     await asyncio.sleep(wait)
                 elif i % 20 == 0:
                     await asyncio.sleep(0)
-                node.send(batches[i % len(batches)], self.rows)
+                said = free if i < freed_nodes else batches
+                node.send(said[i % len(said)], self.rows)
             period += 1
 
     def report(self) -> dict[str, object]:
@@ -276,6 +299,7 @@ class Fleet:
                 for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
             },
             "sent_bytes": sent,
+            "free_from_unix_ms": self.free_from_unix_ms,
             "errors": self.errors[:5],
             "error_count": len(self.errors),
         }
@@ -325,7 +349,9 @@ async def run(given: argparse.Namespace) -> None:
 
 
 def _asked(fleet: Fleet) -> None:
-    if sys.stdin.readline():
+    if line := sys.stdin.readline():
+        if share := line.strip():
+            fleet.free_share = float(share)
         _tell(fleet.report())
     else:
         asyncio.get_running_loop().remove_reader(sys.stdin)

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psutil
 
@@ -160,11 +160,19 @@ def _flat(tree_: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
             yield f"{prefix}{key}".replace("_", " "), value
 
 
+class Running(NamedTuple):
+    """A collector. Attributes: dashboard: its URL."""
+
+    pid: int
+    ingest: str
+    dashboard: str
+
+
 @asynccontextmanager
-async def collecting(directory: Path, tls: bool) -> AsyncIterator[tuple[int, str]]:
-    """Run a collector; yield its pid and ingest address when its dashboard serves, too."""
+async def collecting(directory: Path) -> AsyncIterator[Running]:
+    """Run a collector until its dashboard serves; ``collector.toml``, if there is one, configures it."""
     data = ["--data", str(directory / "data")]
-    if tls:
+    if (directory / "collector.toml").exists():
         data += ["--config", str(directory / "collector.toml")]
     listen = ("--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
     with (directory / "collector.log").open(
@@ -183,7 +191,7 @@ async def collecting(directory: Path, tls: bool) -> AsyncIterator[tuple[int, str
                     sys.exit((directory / "collector.log").read_text(encoding="utf-8"))
                 name, _, value = line.strip().partition(" ")
                 said[name] = value
-        yield process.pid, said["ingest"]
+        yield Running(process.pid, said["ingest"], said["dashboard"])
     finally:
         await ended(process)
 

@@ -166,7 +166,7 @@ def of_peer(name: str, nodes: int, periods: int, resolution: int) -> dict[str, A
 async def of_flopwatch(nodes: int, periods: int, resolution: int) -> dict[str, Any]:
     """Return what the collector took for the same readings."""
     with tempfile.TemporaryDirectory() as scratch:
-        async with collecting(Path(scratch), tls=False) as (pid, ingest):
+        async with collecting(Path(scratch)) as (pid, ingest, _):
             fleet = Fleet(ingest, nodes, resolution, None)
             await fleet.connect()
             shapes = fleet.messages[:VARIANTS]

@@ -16,6 +16,7 @@ import documents
 from flopwatch.cli.app import COMMANDS
 from flopwatch_agent.config import COLLECTOR_SECTIONS, AgentConfig
 from flopwatch_collector.config import AGENT_SECTIONS, CollectorConfig
+from flopwatch_collector.rules.registry import RULE_NAMES
 from flopwatch_collector.telemetry.schema import TABLES
 from flopwatch_proto import settings
 
@@ -104,7 +105,7 @@ def _configuration() -> str:
 
 
 def _documented(key: str, documented: dict[str, str]) -> bool:
-    plain = re.sub(r"^rules\.(allocation|mfu|coverage|data_missing|blind)\.", "rules.", key)
+    plain = re.sub(rf"^rules\.({'|'.join(RULE_NAMES)})\.", "rules.", key)
     if plain in documented:
         return documented[plain] != ""
     return any(name.startswith(f"{plain}.") for name in documented)  # a list or table of sections

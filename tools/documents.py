@@ -9,6 +9,8 @@ from typing import Final
 
 import configuration
 import metrics
+import prometheus_rules
+import rules
 import tables
 from flopwatch_collector.telemetry import sharded
 
@@ -16,8 +18,10 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "docs/configuration.md": configuration.page,
     "docs/metrics.md": metrics.page,
+    "docs/rules.md": rules.page,
     "docs/tables.md": tables.page,
     "deploy/clickhouse/tables.sql": sharded.page,
+    "deploy/prometheus/flopwatch.rules.yml": prometheus_rules.page,
 }
 
 

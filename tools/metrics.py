@@ -25,6 +25,7 @@ from flopwatch_agent.trust import Trust, TrustGauges
 from flopwatch_collector.ingest_metrics import IngestMetrics
 from flopwatch_collector.roster.metrics import RosterMetrics
 from flopwatch_collector.shared_metrics import SharedMetrics
+from flopwatch_collector.signals.keeper import SignalMetrics
 from flopwatch_collector.trust.records import TrustMetrics
 from flopwatch_collector.web.exposition import exposition
 
@@ -71,6 +72,7 @@ def collector_metrics() -> list[Metric]:
     RosterMetrics(registry)
     TrustMetrics(registry)
     SharedMetrics(registry)
+    SignalMetrics(registry)
     text = exposition(generate_latest(registry).decode(), {"clusters": []})
     return list(text_string_to_metric_families(text))
 

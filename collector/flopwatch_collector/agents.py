@@ -96,6 +96,11 @@ class Agents:
             agent.spool_batches, agent.spool_bytes = status.spool_batches, status.spool_bytes
             agent.rows_dropped = status.rows_dropped
 
+    def word(self, cluster: str, node: str) -> int:
+        """Return when a node's agent was heard last; 0: it never was."""
+        agent = self._known.get((cluster, node))
+        return 0 if agent is None else agent.heard_unix_ms
+
     def listed(self, now_unix_ms: int) -> list[dict[str, Any]]:
         """Return every agent as a record, by cluster and node. Called by any thread."""
         self._forget(now_unix_ms)

@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from flopwatch_collector.ledger.intervals import Intervals, seconds_to_next
 from flopwatch_collector.ledger.rollup import MINUTE_MS, SETTLE_MS, Rollup
 from flopwatch_collector.listen import IngestServer
 from flopwatch_collector.live import Live
+from flopwatch_collector.paging.changes import backgrounds
 from flopwatch_collector.paging.desk import Desk
 from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.paging.turn import TRY_SECONDS_MAX, LeaseTurn
@@ -46,8 +47,10 @@ from flopwatch_collector.roster.gather import SlurmRosters
 from flopwatch_collector.roster.kubernetes_gather import KubernetesRosters
 from flopwatch_collector.roster.meter import Meter
 from flopwatch_collector.roster.metrics import RosterMetrics
-from flopwatch_collector.rules.registry import RULES, settings_of
+from flopwatch_collector.rules.registry import rule_named, settings_of
+from flopwatch_collector.rules.settings import RulesConfig, RuleSettings
 from flopwatch_collector.shared import Shares
+from flopwatch_collector.signals.every import observing
 from flopwatch_collector.standby import StandbyTurn, shown_name, turn_of
 from flopwatch_collector.telemetry.arrival import declared
 from flopwatch_collector.telemetry.dirty import dirty_minutes
@@ -56,6 +59,7 @@ from flopwatch_collector.telemetry.retention import Retention
 from flopwatch_collector.telemetry.snapshot import snapshot
 from flopwatch_collector.telemetry.store import TelemetryStore
 from flopwatch_collector.telemetry.times import late_ms_max
+from flopwatch_collector.together import together
 from flopwatch_collector.trust.service import Trust
 from flopwatch_collector.tuning import tune
 from flopwatch_collector.watch import Watch, WatchSettings
@@ -124,14 +128,16 @@ class Collector:
         standby = turn_of(self.config.standby, base.control, unix_ms, base.started_unix_ms)
         desk = self._desk(base, standby, lambda: watch.counters.judged_unix_ms)
         stack.push_async_callback(desk.close)
+        seen = stack.enter_context(observing(self, base, lambda: watch.counters.failed, unix_ms))
         watch = Watch(
-            live,
+            seen,
             base.control,
             WatchSettings(rules=self.config.rules, paging=self.config.paging),
             unix_ms,
             base.started_unix_ms,
             desk.sender.wake,
             None if shares is None else shares.catch_up,
+            stack.enter_context(backgrounds(base.store, base.control, live, self.config.prices)),
         )
         web = await self._show(stack, base)
         self.say(f"ingest {self.health.ingest_address}")
@@ -140,9 +146,10 @@ class Collector:
         pager, rolls = (Alone(), Alone()) if shares is None else (shares.pager, shares.rollup)
         rosters = RosterMetrics(self.registry)
         return await stack.enter_async_context(
-            _together(
+            together(
                 *taking,
                 pager.while_held(watch.run),
+                pager.while_held(lambda _: seen.signals.run()),
                 desk.run(),
                 rolls.while_held(partial(self._roll, base.store, rolls)),
                 web.keep(),
@@ -164,14 +171,14 @@ class Collector:
             store.late_ms = late_ms_max(config.retention.raw.milliseconds)
         control = ControlStore.open(config.control_dsn)
         stack.callback(control.close)
-        mfu = next(rule for rule in RULES if rule.name == "mfu")
         live = Live(
             started,
-            lambda cluster: settings_of(mfu, cluster, config.rules),
+            lambda cluster: _rule_settings(config.rules, cluster, "mfu"),
             lambda cluster, tick_unix_ms: excuses_of(
                 config.excused, cluster, resting(control, cluster, tick_unix_ms)
             ),
         )
+        live.rule_settings = partial(_rule_settings, config.rules)
         _declare(store, slots, started)
         await asyncio.to_thread(live.load, store, started)
         shares = None if store.exclusive else Shares(store, control, live, self.registry, unix_ms)
@@ -209,7 +216,7 @@ class Collector:
         self.health.ingest_address = f"{listen.grpc.rpartition(':')[0]}:{port}"
         if enroll_port:
             self.say(f"enroll {listen.enroll.rpartition(':')[0]}:{enroll_port}")
-        return trust.run(), captures.run()
+        return ingest.run(), trust.run(), captures.run()
 
     def _desk(
         self, base: _Base, standby: StandbyTurn | None, judged_unix_ms: Callable[[], int]
@@ -308,6 +315,7 @@ class Collector:
             *("--http", http),
             *("--control", self.config.control_dsn),
             *("--deployment", self._deployment()),
+            *("--rules", msgspec.json.encode(self.config.rules).decode()),
             *("--pagerduty-secret-file", self.config.paging.pagerduty_secret_file or ""),
             *(
                 argument
@@ -343,6 +351,10 @@ def make_directory(directory: Path) -> None:
         raise UsageError(f"--data: {directory} cannot be written; name another or change its owner")
 
 
+def _rule_settings(rules: RulesConfig, cluster: str, rule: str) -> RuleSettings:
+    return settings_of(rule_named(rule), cluster, rules)
+
+
 def _inventory(config: CollectorConfig) -> tuple[inventory.Slot, ...]:
     return () if config.inventory is None else inventory.load(Path(config.inventory))
 
@@ -351,24 +363,6 @@ def _declare(store: TelemetryStore, slots: tuple[inventory.Slot, ...], now_unix_
     """Store the inventory of record as declarations."""
     for cluster, declarations in inventory.declarations(slots, now_unix_ms).items():
         store.append("slot", declared(cluster, declarations, now_unix_ms))
-
-
-@asynccontextmanager
-async def _together(*jobs: Any) -> AsyncIterator[asyncio.Task[None]]:
-    """Run jobs that never end; yield a task that ends when one of them fails."""
-    tasks = [asyncio.create_task(job) for job in jobs]
-
-    async def first_failure() -> None:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-
-    try:
-        yield asyncio.create_task(first_failure())
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def serve(

@@ -99,6 +99,12 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return home if os.geteuid() == 0 else Path.home() / ".local/share/flopwatch"
 
     @property
+    def prices(self) -> dict[str, float]:
+        """What an hour of a card costs, in USD, of the clusters that have a price."""
+        prices = {name: of.usd_per_card_hour for name, of in self.clusters.items()}
+        return {name: price for name, price in prices.items() if price is not None}
+
+    @property
     def telemetry_dsn(self) -> str:
         """The DSN of the telemetry store."""
         return self.telemetry.dsn or f"chdb://{self.directory}/telemetry"

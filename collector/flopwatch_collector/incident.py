@@ -96,6 +96,7 @@ def advance(
         unix_ms=now_unix_ms,
         settings=settings,
         baseline=baseline,
+        before=state.hi,
         may_fire=may_fire,
     )
     state = _frozen(state, tick)
@@ -120,9 +121,10 @@ def _frozen(state: IncidentState, tick: Tick) -> IncidentState:
         # A late tick is no gap; from two steps on, the time between was not evaluated.
         silent_ms = step_ms - STEP_MS if step_ms > 2 * STEP_MS else 0
     state = replace(_shifted(state, silent_ms), last_eval_unix_ms=tick.unix_ms)
-    if not silent_ms and tick.verdict.clears is None and state.clear_since_unix_ms is not None:
+    if tick.verdict.clears is None and state.clear_since_unix_ms is not None:
         # Above the line, yet unseen cards leave the hysteresis line open: the hold waits.
-        state = replace(state, clear_since_unix_ms=state.clear_since_unix_ms + step_ms)
+        known_ms = step_ms - silent_ms
+        state = replace(state, clear_since_unix_ms=state.clear_since_unix_ms + known_ms)
     return state
 
 

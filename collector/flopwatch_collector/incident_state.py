@@ -110,6 +110,7 @@ class IncidentState:
         resolved_episode, resolve_repeat_no: the resolve that is still repeated.
         closed_by, closed_unix_ms, closed_value: who resolved it by hand while it held, when, and at which
             figure (`closure`).
+        said_by: the outage that says already what this one would, while it pends for that alone.
         version: counts the writes to the control store.
     """
 
@@ -154,6 +155,7 @@ class IncidentState:
     closed_by: str | None = None
     closed_unix_ms: int | None = None
     closed_value: float | None = None
+    said_by: str = ""
     version: int = 0
 
 

@@ -104,6 +104,10 @@ class Ingest(telemetry_pb2_grpc.IngestServicer):
         self._draining = False
         self._beside = [asyncio.create_task(self._tick()), asyncio.create_task(self.keeper.run())]
 
+    async def run(self) -> None:
+        """Return when commits were stopped. Raises: what ended them otherwise: rows are taken no more."""
+        await self._commits.group.ended()
+
     async def drain(self, seconds_max: float, leave_seconds: float) -> None:
         """Send agents away, spread in time; store and acknowledge what came; end every stream.
 

@@ -115,6 +115,10 @@ class IngestServer:
         await self._server.start()
         return self.port
 
+    async def run(self) -> None:
+        """Return when commits were stopped. Raises: what ended them otherwise."""
+        await self._ingest.run()
+
     async def stop(self, seconds_max: float = 10.0) -> None:
         """Drain: agents are sent away, what came is stored and acknowledged, then the port closes."""
         await self._health.enter_graceful_shutdown()

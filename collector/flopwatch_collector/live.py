@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from flopwatch_collector.agents import Agents
+from flopwatch_collector.counted import Sight
 from flopwatch_collector.excused import NONE, Excuses, without
 from flopwatch_collector.ledger.absence import has_silence
 from flopwatch_collector.ledger.draft import Lines
@@ -46,10 +48,13 @@ from flopwatch_collector.live_tables import (
     records,
     table_of,
     typed,
+    whole_rosters,
 )
-from flopwatch_collector.observe import allocation_observation, mfu_observation
+from flopwatch_collector.observe import allocation_observation, counted_by_mfu, mfu_observation
 from flopwatch_collector.rules import Observation
+from flopwatch_collector.rules.registry import by_default
 from flopwatch_collector.rules.settings import RuleSettings
+from flopwatch_collector.tally import Tallies
 from flopwatch_collector.telemetry import Reader
 from flopwatch_proto.codec import Columns
 from flopwatch_proto.rows import INTERVAL_MS
@@ -83,6 +88,7 @@ class Live:
         self._mfu_settings = mfu_settings
         self._excuses = excuses
         self.agents = Agents()
+        self.rule_settings = by_default
         self._clusters: dict[str, Known] = {}
         self._lock = threading.Lock()  # of what is known; never held while something is judged
         self._judging = threading.Lock()  # taken first, where both are
@@ -244,12 +250,7 @@ class Live:
             "AND taken_unix_ms > {since:Int64} ORDER BY source, taken_unix_ms, node, slot",
             parameters,
         )
-        whole: dict[tuple[str, int], dict[str, list[Any]]] = {}
-        for record in table.to_pylist():
-            columns = whole.setdefault((record["source"], record["taken_unix_ms"]), {})
-            for column, value in record.items():
-                columns.setdefault(column, []).append(value)
-        for columns in whole.values():
+        for columns in whole_rosters(table):
             self.roster(name, simulated, columns)
 
     # ---- what rules ask
@@ -281,33 +282,45 @@ class Live:
                 lines, excused_cards = without(lines, excuses, INTERVAL_MS)
                 sheet = sheet_of_lines(lines.without_slots())
             recent = joined(self._recent_sheets(known, tick_unix_ms))
+            settings = self._mfu_settings(cluster)
+            of_jobs = recent.where(counted_by_mfu(recent, settings))
+            known.tallies.add(tick_unix_ms, lines, INTERVAL_MS, of_jobs, MFU_WINDOW_MS)
             known.rows.pack(tick_unix_ms - SETTLED_MS)
             with self._lock:
                 heard, onboarded = dict(known.heard), known.onboarded_ratio(tick_unix_ms)
-                goodbyes = {n for n, (_, until) in known.goodbyes.items() if until >= tick_unix_ms}
-            return [
-                allocation_observation(
-                    cluster,
-                    known.simulated,
-                    newest,
-                    lines,
-                    sheet,
-                    heard=heard,
-                    ready_unix_ms=self._ready_unix_ms,
-                    goodbyes=goodbyes,
-                    newest_row_unix_ms=known.newest_row_unix_ms,
-                    onboarded_ratio=onboarded,
-                    excused_cards=excused_cards,
-                ),
-                mfu_observation(
-                    cluster,
-                    known.simulated,
-                    Window(start=tick_unix_ms - MFU_WINDOW_MS, end=tick_unix_ms),
-                    recent,
-                    self._mfu_settings(cluster),
-                    known.newest_row_unix_ms,
-                ),
-            ]
+                goodbyes = known.leaving(tick_unix_ms)
+            allocation = allocation_observation(
+                cluster,
+                known.simulated,
+                newest,
+                lines,
+                sheet,
+                heard=heard,
+                ready_unix_ms=self._ready_unix_ms,
+                goodbyes=goodbyes,
+                newest_row_unix_ms=known.newest_row_unix_ms,
+                onboarded_ratio=onboarded,
+                excused_cards=excused_cards,
+            )
+            window = Window(start=tick_unix_ms - MFU_WINDOW_MS, end=tick_unix_ms)
+            newest_row = known.newest_row_unix_ms
+            mfu = mfu_observation(cluster, known.simulated, window, recent, settings, newest_row)
+            sight = Sight(
+                base=allocation,
+                lines=lines,
+                heard=heard,
+                word=partial(self.agents.word, cluster),
+                goodbyes=goodbyes,
+                ready_unix_ms=self._ready_unix_ms,
+                settings=partial(self.rule_settings, cluster),
+                classes=settings.workload_classes,
+            )
+            return [allocation, mfu, *known.counts.of(sight)]
+
+    def tallies(self, cluster: str) -> Tallies | None:
+        """Return who lost what at the ticks of late; asked by the thread that observes."""
+        known = self._clusters.get(cluster)
+        return None if known is None else known.tallies
 
     def _recent_sheets(self, known: Known, tick_unix_ms: int) -> list[Sheet]:
         made = []

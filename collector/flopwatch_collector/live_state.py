@@ -8,9 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from flopwatch_collector.counted import Counts
 from flopwatch_collector.ledger.evidence import FOREVER, NEVER, Rosters, Seats
 from flopwatch_collector.ledger.sheet import Sheet
 from flopwatch_collector.live_rows import RecentRows
+from flopwatch_collector.tally import Tallies
 from flopwatch_proto.rows import INTERVAL_MS, SlotState
 
 
@@ -37,6 +39,12 @@ class Known:
     seats: Seats | None = None
     said: Rosters | None = None
     onboarded: tuple[float, int] = 1.0, NEVER
+    tallies: Tallies = field(default_factory=Tallies)
+    counts: Counts = field(default_factory=Counts)
+
+    def leaving(self, at_unix_ms: int) -> set[str]:
+        """Return the nodes that took leave and are not yet overdue."""
+        return {node for node, (_, until) in self.goodbyes.items() if until >= at_unix_ms}
 
     def declared(self) -> None:
         """Make anew what follows from declarations."""

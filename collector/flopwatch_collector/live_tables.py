@@ -68,6 +68,16 @@ def last_words(table: pa.Table) -> Iterator[Word]:
     yield from zip(*columns, strict=True)
 
 
+def whole_rosters(table: pa.Table) -> list[dict[str, list[Any]]]:
+    """Return the columns of each roster by itself, of rows of many."""
+    whole: dict[tuple[str, int], dict[str, list[Any]]] = {}
+    for record in table.to_pylist():
+        columns = whole.setdefault((record["source"], record["taken_unix_ms"]), {})
+        for column, value in record.items():
+            columns.setdefault(column, []).append(value)
+    return list(whole.values())
+
+
 def overlapping(table: pa.Table, window: Window) -> pa.Table:
     start = table["start_unix_ms"].to_numpy()
     inside = (start + table["duration_ms"].to_numpy() > window.start) & (start < window.end)

@@ -18,6 +18,8 @@ from flopwatch_collector.rules.settings import RuleSettings
 from flopwatch_collector.rules.verdict import RATIO_TOLERANCE, Verdict
 
 STANDING_RELATIVE: Final = 0.20
+WINDOW_TICKS: Final = 12
+"""How many ticks a figure of the trailing two minutes takes to be of after a change alone."""
 NO_DEMAND: Final = "no_demand"
 CLOSED: Final = "closed"
 CLOSED_MS: Final = 4 * 60 * 60_000
@@ -29,12 +31,14 @@ NOT_CAUSES: Final = frozenset({"UNSEEN", "unseen", "hardware_flops", "model_flop
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
     """One evaluation. Attributes: baseline: 7-day median of the judged figure, None where not known;
-    may_fire: False while nothing may page (the collector settles, or another page says it already)."""
+    before: the judged figure of the tick before; may_fire: False while nothing may page (the collector
+    settles, or another page says it already)."""
 
     verdict: Verdict
     unix_ms: int
     settings: RuleSettings
     baseline: float | None = None
+    before: float | None = None
     may_fire: bool = True
 
 
@@ -71,7 +75,7 @@ def news(state: IncidentState, tick: Tick) -> str:
         return "severity"
     figure, paged = tick.verdict.figure, state.paged_value
     if figure is not None and paged is not None and fell(figure, paged, tick.settings):
-        return "value"
+        return "" if falling(tick, paged) else "value"
     if state.closed_unix_ms is not None:
         return "reopened" if held(state.closed_unix_ms, CLOSED_MS, tick) else ""
     cause_s = tick.settings.cause_s
@@ -91,6 +95,18 @@ def fell(figure: float, paged: float, settings: RuleSettings) -> bool:
     return False
 
 
+def falling(tick: Tick, paged: float) -> bool:
+    """Whether a figure of a trailing window is on its way down still: what it falls to is paged, once.
+
+    A collapse comes into the window bit by bit; each bit of it would be news. A slide that is slower than
+    the least collapse that is news is told as it goes.
+    """
+    figure, before, share = tick.verdict.figure, tick.before, tick.settings.escalate_relative
+    if figure is None or before is None or share is None:
+        return False
+    return before - figure >= paged * share / WINDOW_TICKS - RATIO_TOLERANCE
+
+
 def worse_than_usual(state: IncidentState, tick: Tick) -> bool:
     """Whether a standing outage stands well below its own week; False where that is not known.
 
@@ -102,6 +118,8 @@ def worse_than_usual(state: IncidentState, tick: Tick) -> bool:
         return False
     if state.paged_value is not None:
         usual = min(usual, state.paged_value)
-    if tick.settings.escalate_points is not None:
+    if falling(tick, usual):
+        return False
+    if tick.settings.escalate_points is not None or tick.settings.escalate_times is not None:
         return fell(figure, usual, tick.settings)
     return figure <= usual * (1 - STANDING_RELATIVE) + RATIO_TOLERANCE

@@ -88,11 +88,7 @@ def mfu_observation(
 
     Time whose class nobody labelled counts: a cluster without labels is not a cluster without an MFU.
     """
-    classes = (*settings.workload_classes, "unknown", UNLABELLED)
-    counted = np.isin(sheet.bucket, ALLOCATED_BUCKETS)
-    counted &= np.isin(sheet.texts["workload_class"], classes)
-    counted &= np.isin(sheet.texts["phase"], STEADY_PHASES)
-    of_class = sheet.where(counted)
+    of_class = sheet.where(counted_by_mfu(sheet, settings))
     shown = figures(of_class, window.end - window.start)
     mfu = shown["mfu_achievable" if settings.basis == "achievable" else "mfu"]
     steps = {
@@ -116,6 +112,15 @@ def mfu_observation(
         causes=(*_lost_by(of_class, "job", window), *_lost_by(of_class, "team", window)),
         newest_row_unix_ms=newest_row_unix_ms,
     )
+
+
+def counted_by_mfu(sheet: Sheet, settings: RuleSettings) -> Bools:
+    """Return the lines that the MFU rule counts: allocated time of its classes, steady."""
+    classes = (*settings.workload_classes, "unknown", UNLABELLED)
+    counted = np.isin(sheet.bucket, ALLOCATED_BUCKETS)
+    counted &= np.isin(sheet.texts["workload_class"], classes)
+    counted &= np.isin(sheet.texts["phase"], STEADY_PHASES)
+    return counted
 
 
 def _points(sheet: Sheet, card_ms: int) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import msgspec
@@ -26,12 +26,14 @@ from flopwatch_collector.control.aside import Aside
 from flopwatch_collector.control.observations import Judged
 from flopwatch_collector.control.outbox import OutboxRow
 from flopwatch_collector.control.store import ControlStore
-from flopwatch_collector.incident_state import TOLD, Action, IncidentState, State
+from flopwatch_collector.incident_state import Action, IncidentState, State
+from flopwatch_collector.inhibition import said_by
 from flopwatch_collector.paging import page
+from flopwatch_collector.paging.background import NOTHING, Backgrounds
 from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.rules import Observation
 from flopwatch_collector.rules.registry import RULES, Rule, settings_of
-from flopwatch_collector.rules.settings import RulesConfig
+from flopwatch_collector.rules.settings import RulesConfig, RuleSettings
 from flopwatch_collector.rules.verdict import UNKNOWN, Verdict
 from flopwatch_proto.errors import FlopwatchError
 
@@ -40,9 +42,6 @@ TICK_MS: Final = 10_000
 ARRIVAL_MS: Final = 11_000
 STALE_MS: Final = 15 * 60_000
 PRUNE_EVERY_MS: Final = 60 * 60_000
-
-# A page that says already what another would: it has nothing to add while these are told.
-SAID_BY: Final = {"data_missing": ("blind",), "coverage": ("blind", "data_missing")}
 
 log = structlog.get_logger()
 
@@ -96,6 +95,7 @@ class Watch:
         started_unix_ms: when the collector started: nothing fires for ``settle_s`` after it.
         on_pages: called on the event loop when pages were stored, for the sender to wake.
         catch_up: brings live state up to a moment, before each tick; None: it is so anyway.
+        backgrounds: finds what pages tell beside the incident; None: they tell what it kept.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class Watch:
         started_unix_ms: int,
         on_pages: Callable[[], None] | None = None,
         catch_up: Callable[[int], None] | None = None,
+        backgrounds: Backgrounds | None = None,
     ) -> None:
         self.counters = WatchCounters()
         self._live = live
@@ -116,10 +117,12 @@ class Watch:
         self._started_unix_ms = started_unix_ms
         self._on_pages = on_pages
         self._catch_up = catch_up
+        self._backgrounds = backgrounds
         self._fence: int | None = None
         self._tick_unix_ms = 0
         self._resumed: set[tuple[str, str]] = set()
         self._failing: set[str] = set()
+        self._baselines: dict[tuple[str, str], float | None] = {}
         self._pruned_unix_ms = 0
 
     async def run(self, fence: int = 0) -> None:
@@ -229,6 +232,7 @@ class Watch:
                 )
         else:
             observation, verdict = None, UNKNOWN
+        said = said_by(rule, current)
         state, actions = incident.advance(
             self._resume(before),
             verdict,
@@ -236,14 +240,15 @@ class Watch:
             self._tick_unix_ms,
             settings,
             baseline=self._baseline(before),
-            may_fire=self._may_fire(rule, current, now_unix_ms),
+            may_fire=not said and self._may_fire(now_unix_ms),
         )
+        state = replace(state, said_by=said if state.state is State.PENDING else "")
         if before.state is State.INACTIVE and state.state is State.INACTIVE and not actions:
             return
         current[rule.name] = state
         outcome.states.append(state)
         others = [other for name, other in current.items() if name != rule.name]
-        outcome.pages.extend(self._pages(state, actions, others))
+        outcome.pages.extend(self._pages(state, actions, others, observation, settings))
         self._log(before, state, verdict, actions)
 
     def _usable(self, observation: Observation, now_unix_ms: int) -> bool:
@@ -259,28 +264,32 @@ class Watch:
 
     def _baseline(self, state: IncidentState) -> float | None:
         # Seven days of ticks are read only for an outage that stands, and once a minute.
-        if state.state is not State.STANDING or self._tick_unix_ms % incident.MINUTE_MS:
+        key = state.rule, state.cluster
+        if state.state is not State.STANDING:
+            self._baselines.pop(key, None)
             return None
-        return self._control.baseline(state.rule, state.cluster, self._tick_unix_ms)
+        if key not in self._baselines or self._tick_unix_ms % incident.MINUTE_MS == 0:
+            self._baselines[key] = self._control.baseline(*key, self._tick_unix_ms)
+        return self._baselines[key]
 
-    def _may_fire(self, rule: Rule, current: Mapping[str, IncidentState], now_unix_ms: int) -> bool:
-        settle_ms = self._settings.rules.settle_s * 1000
-        if now_unix_ms - self._started_unix_ms < settle_ms:
-            return False
-        return not any(
-            (other := current.get(name)) is not None and other.state in TOLD
-            for name in SAID_BY.get(rule.name, ())
-        )
+    def _may_fire(self, now_unix_ms: int) -> bool:
+        return now_unix_ms - self._started_unix_ms >= self._settings.rules.settle_s * 1000
 
     def _pages(
         self,
         state: IncidentState,
         actions: Sequence[Action],
         others: Sequence[IncidentState],
+        observation: Observation | None,
+        settings: RuleSettings,
     ) -> list[OutboxRow]:
-        if state.simulated and not self._settings.rules.page_simulated:
+        if not actions or (state.simulated and not self._settings.rules.page_simulated):
             return []
-        return page.rows(state, actions, self._tick_unix_ms, self._settings.paging, others)
+        tick, paging = self._tick_unix_ms, self._settings.paging
+        background = NOTHING
+        if self._backgrounds is not None:
+            background = self._backgrounds.of(state, actions, observation, settings, tick)
+        return page.rows(state, actions, tick, paging, others, background)
 
     def _log(
         self,

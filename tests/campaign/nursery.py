@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,11 +76,12 @@ class Child(Process):
 class Nursery:
     """The nursery as others see it."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, loaded: Sequence[str] = LOADED) -> None:
+        """loaded: modules that it loads before it forks."""
         self._home = home
         with (home / "nursery.log").open("ab") as log:
             self._process = subprocess.Popen(
-                (sys.executable, "-m", "campaign.nursery"),
+                (sys.executable, "-m", "campaign.nursery", *loaded),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -111,9 +113,9 @@ class Nursery:
                 pipe.close()
 
 
-def main() -> None:
+def main(loaded: Sequence[str]) -> None:
     """Fork what is asked for until nobody asks any more."""
-    for module in LOADED:
+    for module in loaded:
         importlib.import_module(module)
     gc.freeze()
     while line := sys.stdin.readline():
@@ -146,4 +148,4 @@ def _live(module: str, arguments: list[str], log: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -19,6 +19,7 @@ _SPOOL: Final = "flopwatch_agent.spool_disk:DiskStore"
 _SESSION: Final = "flopwatch_agent.session:Session"
 _GROUP: Final = "flopwatch_collector.telemetry.group"
 _CONTROL: Final = "flopwatch_collector.control.store:ControlStore"
+_PAGERDUTY: Final = "flopwatch_collector.paging.pagerduty:PagerDuty"
 
 
 def _appends(*arguments: Any) -> bool:
@@ -46,6 +47,16 @@ def _rows(*arguments: Any) -> bool:
 
 def _acknowledges(*arguments: Any) -> bool:
     return bool(arguments[1].HasField("ack"))
+
+
+def _some_pages(*arguments: Any) -> bool:
+    return bool(arguments[2])
+
+
+def _opens_again(*arguments: Any) -> bool:
+    event = arguments[2]
+    details = event.get("payload", {}).get("custom_details", {})
+    return bool(event.get("event_action") == "trigger" and details.get("action") == "escalate")
 
 
 def _always(*_: Any) -> bool:
@@ -98,6 +109,29 @@ COLLECTOR: Final = {
     "page taken, not noted": Point(_CONTROL, "sent"),
     "page noted": Point(_CONTROL, "sent", after=True),
 }
+PAGER: Final = {
+    "tick, before it is stored": Point(_CONTROL, "save"),
+    "states without pages": Point(_CONTROL, "_add_pages", of=_some_pages),
+    "pages, not committed": Point(_CONTROL, "_add_pages", after=True, of=_some_pages),
+    "tick stored": Point(_CONTROL, "save", after=True),
+    "page due, not sent": Point("flopwatch_collector.paging.outbox:Sender", "_try"),
+    "before a post to PagerDuty": Point(_PAGERDUTY, "_post"),
+    "closed, to be opened again": Point(_PAGERDUTY, "_post", of=_opens_again),
+    "before a post to Alertmanager": Point(
+        "flopwatch_collector.paging.alertmanager:Alertmanager", "_tell"
+    ),
+    "page taken, not noted": Point(_CONTROL, "sent"),
+    "outcome, not committed": Point("flopwatch_collector.control.outbox", "change", after=True),
+    "page noted": Point(_CONTROL, "sent", after=True),
+    "failure, not noted": Point(_CONTROL, "failed"),
+    "failure noted": Point(_CONTROL, "failed", after=True),
+    "refusal, not noted": Point(_CONTROL, "refused"),
+    "refusal noted": Point(_CONTROL, "refused", after=True),
+    "handed over, not stored": Point(_CONTROL, "enqueue"),
+    "handed over": Point(_CONTROL, "enqueue", after=True),
+    "lease taken": Point("flopwatch_collector.control.leases", "take", after=True),
+    "reminded": Point("flopwatch_collector.paging.alertmanager:Alertmanager", "remind"),
+}
 CRASHED: Final = "crashed at "
 
 
@@ -111,7 +145,7 @@ def arm(text: str, die: Callable[[str], None] = _kill) -> Callable[[], None]:
     if not text:
         return lambda: None
     name, _, times = text.rpartition(":")
-    point = {**SENDER, **COLLECTOR}[name]
+    point = {**SENDER, **COLLECTOR, **PAGER}[name]
     module, _, class_ = point.owner.partition(":")
     owner: Any = importlib.import_module(module)
     owner = getattr(owner, class_) if class_ else owner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -30,6 +31,13 @@ class Ended:
     def committed(self, seconds: float) -> None: ...
 
 
+class Broken(Ended):
+    """Fails in what must not."""
+
+    def stored(self, group: Sequence[tuple[str, Arrival]], stored_unix_ms: int) -> None:
+        raise ZeroDivisionError
+
+
 async def test_what_came_at_once_is_more_than_one_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "COMMIT_ROWS_MAX", 10)
     monkeypatch.setattr(group, "commit", lambda store, arrivals, now: [])
@@ -42,3 +50,22 @@ async def test_what_came_at_once_is_more_than_one_commit(monkeypatch: pytest.Mon
     assert ended.commits == [[1, 2], [3], [4], [5]], (
         "none has more rows, but for one that comes alone"
     )
+
+
+async def test_commits_that_end_by_an_error_are_told_of() -> None:
+    """The collector ends then: one that took rows and stored none would look alive."""
+    commits: GroupCommit[str] = GroupCommit(None, Broken(), now_unix_ms=lambda: 1)  # type: ignore[arg-type]
+    arrival = Arrival(origin=ORIGIN, first_seq=1, last_seq=1, tables={}, interval_rows=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group, "commit", lambda store, arrivals, now: [])
+        await commits.put("n0", arrival)
+        with pytest.raises(ZeroDivisionError):
+            await commits.ended()
+    assert await commits.stop(10.0)
+
+
+async def test_commits_that_are_stopped_end_without_one() -> None:
+    commits: GroupCommit[str] = GroupCommit(None, Ended(), now_unix_ms=lambda: 1)  # type: ignore[arg-type]
+    ended = asyncio.create_task(commits.ended())
+    assert await commits.stop(10.0)
+    await ended

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flopwatch_collector.incident_state import Act, Action, IncidentState, State
-from flopwatch_collector.paging import page, settings
+from flopwatch_collector.paging import page, settings, text
 from flopwatch_collector.paging.settings import PagingConfig, RouteConfig
+from flopwatch_collector.paging.summary import CHARACTERS_MAX
 from flopwatch_collector.rules import Cause
 from flopwatch_proto.errors import UsageError
 
@@ -42,7 +43,7 @@ PAGING = PagingConfig(
 def test_the_summary_says_where_what_how_long_and_why() -> None:
     built = page.build(STATE, TRIGGER, NOW_MS, PAGING)
     assert built.summary == (
-        "atlas alloc 91.2% (<96.0) 23m: MISSING 4.2, FREE 3.1, FAILED 0.9, atlas-0012"
+        "atlas alloc 91.2% (<96.0) 23m: nodes down -4.2pt"
     )
 
 
@@ -55,8 +56,10 @@ def test_the_body_carries_everything_that_needs_no_login() -> None:
     assert body["lost_points"] == dict(STATE.lost_points)
     assert [loss["step"] for loss in body["largest_losses"]] == ["MISSING", "FREE", "FAILED"]
     assert body["causes"] == [{"kind": "node", "name": "atlas-0012", "cards": 8, "points": 1.6}]
-    assert body["command"] == "flopwatch cluster atlas --window 15m"
-    assert body["links"]["api"].endswith("/api/v1/clusters/atlas?window=15m")
+    assert body["command"] == (
+        "flopwatch cluster atlas --window 15m --end 2027-01-15T08:00:00Z"
+    )
+    assert body["links"]["api"].endswith("/clusters/atlas?window=15m&end=2027-01-15T08%3A00%3A00Z")
     assert (body["action"], body["state"], body["simulated"]) == ("trigger", "firing", False)
 
 
@@ -73,12 +76,12 @@ def test_the_body_carries_everything_that_needs_no_login() -> None:
     ],
 )
 def test_a_figure_never_rounds_onto_its_line(ratio: float, shown: str) -> None:
-    assert page.percent(ratio, 0.96) == shown
+    assert text.percent(ratio, 0.96) == shown
 
 
 @given(ratio=st.floats(0, 1), line=st.floats(0.01, 1))
 def test_a_figure_below_its_line_reads_below_it(ratio: float, line: float) -> None:
-    shown = float(page.percent(ratio, line))
+    shown = float(text.percent(ratio, line))
     if ratio < line:
         assert shown < line * 100 or shown == pytest.approx(line * 100, abs=1e-12)
     assert abs(shown - ratio * 100) <= 0.05 + 1e-9
@@ -104,9 +107,9 @@ def test_a_summary_is_one_line_of_at_most_ninety_characters(
     for act in Act:
         action = Action(act=act, episode="e", reason="flapping" if act is Act.NOTICE else "")
         summary = page.build(state, action, NOW_MS, PAGING).summary
-        assert len(summary) <= page.SUMMARY_CHARACTERS_MAX
+        assert len(summary) <= CHARACTERS_MAX
         assert summary.isprintable()
-        assert page.percent(ratio, 0.96) in summary
+        assert text.percent(ratio, 0.96) in summary
 
 
 def test_bounds_without_a_value_are_shown_as_bounds() -> None:
@@ -118,7 +121,7 @@ def test_bounds_without_a_value_are_shown_as_bounds() -> None:
 def test_a_resolve_says_so_and_names_the_figure_above_the_line() -> None:
     state = replace(STATE, value=0.981, hi=0.981, lo=0.981, state=State.RESOLVED)
     built = page.build(state, Action(act=Act.RESOLVE, episode=STATE.episode), NOW_MS, PAGING)
-    assert built.summary == "RESOLVED atlas alloc 98.1% (≥96.0) 23m"
+    assert built.summary == "RESOLVED atlas alloc 98.1% (≥96.0) 23m: paged at 91.2"
     assert built.body["state"] == "resolved"
 
 
@@ -141,8 +144,10 @@ def test_one_page_names_the_other_outages_of_its_cluster() -> None:
 def test_hostile_names_are_quoted_in_the_command_and_the_links() -> None:
     state = replace(STATE, cluster="a; rm -rf /\n")
     body = page.build(state, TRIGGER, NOW_MS, PAGING).body
-    assert body["command"] == "flopwatch cluster 'a; rm -rf /\n' --window 15m"
-    assert body["links"]["dashboard"].endswith("/clusters/a%3B%20rm%20-rf%20%2F%0A")
+    assert body["command"].startswith("flopwatch fleet ")  # what cannot be typed is left out
+    assert body["links"]["dashboard"].endswith("/?cluster=a%3B+rm+-rf+%2F%0A&window=15m")
+    state = replace(STATE, cluster="a; rm -rf /")
+    assert " cluster 'a; rm -rf /' " in page.build(state, TRIGGER, NOW_MS, PAGING).body["command"]
 
 
 def test_a_long_dedup_key_is_hashed() -> None:
@@ -170,6 +175,25 @@ def test_a_page_goes_to_the_routes_that_take_it() -> None:
     assert page.rows(STATE, [TRIGGER], NOW_MS + 60_000, config)[0].id == rows[0].id
 
 
+def test_a_route_may_be_of_a_team() -> None:
+    config = PagingConfig(
+        route=(
+            RouteConfig(name="all", url="https://a", secret_env="S"),
+            RouteConfig(name="vision", url="https://a", secret_env="S", teams=("vis*",)),
+        )
+    )
+    causes = (
+        Cause(kind="job", name="run-7", cards=80, points=8),
+        Cause(kind="team", name="vision", cards=80, points=8),
+        Cause(kind="team", name="speech", cards=8, points=1),
+    )
+    stalled = replace(STATE, causes=causes)
+    assert [row.route for row in page.rows(stalled, [TRIGGER], NOW_MS, config)] == ["all", "vision"]
+    of_speech = replace(STATE, causes=(causes[0], *reversed(causes[1:])))
+    assert [row.route for row in page.rows(of_speech, [TRIGGER], NOW_MS, config)] == ["all"]
+    assert [row.route for row in page.rows(STATE, [TRIGGER], NOW_MS, config)] == ["all"]
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -194,5 +218,5 @@ def test_wrong_routes_are_refused_by_key(config: PagingConfig, words: str) -> No
 
 
 def test_durations_are_told_in_their_two_largest_units() -> None:
-    told = [page.lasted(ms) for ms in (45_000, 23 * 60_000, 11_100_000, 187_200_000, -5)]
+    told = [text.lasted(ms) for ms in (45_000, 23 * 60_000, 11_100_000, 187_200_000, -5)]
     assert told == ["45s", "23m", "3h05m", "2d04h", "0s"]

@@ -128,7 +128,7 @@ def test_only_the_one_that_watches_keeps_rows_in_memory(pair: Pair) -> None:
         pair.overheard.slots("atlas", False, declared)
         pair.overheard.roster("atlas", False, said)
         assert pair.heard.clusters() == (("atlas",) if pair.heard_watches else ())
-    (seen, _) = pair.heard.observe("atlas", T0 + 10_000)
+    (seen, *_) = pair.heard.observe("atlas", T0 + 10_000)
     assert seen.lo == 1.0
 
 

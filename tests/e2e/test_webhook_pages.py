@@ -34,8 +34,13 @@ def test_a_drop_to_95_percent_pages_once_and_says_why(stage: Stage) -> None:
     assert page["threshold"] == 0.96
     assert page["value"] == pytest.approx(0.95, abs=0.001)
     assert page["lost_points"] == {"FREE": pytest.approx(5.0, abs=0.1)}
-    assert page["largest_losses"] == [{"step": "FREE", "points": pytest.approx(5.0, abs=0.1)}]
+    (loss,) = page["largest_losses"]
+    assert (loss["step"], loss["points"]) == ("FREE", pytest.approx(5.0, abs=0.1))
+    assert loss["cards"] == pytest.approx(0.05 * 20, abs=0.1)
     assert [(cause["kind"], cause["name"]) for cause in page["causes"]] == [("node", "drops-0019")]
+    assert [node["name"] for node in page["behind"]["nodes"]["first"]] == ["drops-0019"]
+    assert page["before"]["value"] == pytest.approx(1.0, abs=0.001)
+    assert page["changes"] is not None  # the store was asked, and answered in time
 
 
 def test_a_fifth_of_the_agents_stopped_while_the_roster_speaks_costs_only_coverage(

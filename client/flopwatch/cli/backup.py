@@ -35,7 +35,7 @@ def backup(
     data: Data = None,
 ) -> int:
     """Copy both stores, as they are at one moment, while the collector runs or not."""
-    stores = _config(config, data)
+    stores = config_of(config, data)
     from flopwatch_collector.telemetry.backup import copy, empty_directory
 
     empty_directory(to, "TO")
@@ -55,8 +55,8 @@ def restore(
     data: Data = None,
 ) -> int:
     """Make both stores of a backup, in a data directory without any; the collector must not run."""
-    stores = None if check else _config(config, data)
-    with _collectors_packages():
+    stores = None if check else config_of(config, data)
+    with collectors_packages():
         from flopwatch_collector.telemetry import backup as backups
         from flopwatch_collector.telemetry.snapshot import chdb_path, sqlite_path
     began = time.monotonic()
@@ -119,14 +119,14 @@ def _say(what: str, manifest: Manifest, began: float) -> None:
     )
 
 
-def _config(config: Path | None, data: str | None) -> CollectorConfig:
-    with _collectors_packages():
+def config_of(config: Path | None, data: str | None) -> CollectorConfig:
+    with collectors_packages():
         from flopwatch_collector.config import load
     return load(config, os.environ, {"--data": ("data", data)})
 
 
 @contextmanager
-def _collectors_packages() -> Iterator[None]:
+def collectors_packages() -> Iterator[None]:
     """The command line of a node has nothing of a collector's."""
     try:
         yield

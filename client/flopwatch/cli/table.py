@@ -73,13 +73,14 @@ def outages_table(outages: Iterable[Json], now: datetime) -> Table:
         left=("cluster", "rule", "state", "since", "lost, pts"),
     )
     for outage in outages:
-        line = outage.get("threshold")
+        subjects = outage.get("subjects")  # of a rule that counts: its figure is no percentage
+        line = outage.get("threshold") if subjects is None else None
         table.add_row(
             str(outage.get("cluster") or number.UNKNOWN),
             str(outage.get("rule")),
             str(outage.get("state")),
             age(outage.get("since"), now),
-            number.percent(outage.get("value"), line=line),
+            number.percent(outage.get("value"), line=line) if subjects is None else f"{subjects:,}",
             number.percent(line),
             lost(outage.get("lost_points") or {}),
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, select, update
+from sqlalchemy import Connection, Row, and_, exists, func, select, update
 
 from flopwatch_collector.control.schema import INCIDENT, OUTBOX
 from flopwatch_collector.incident_state import TOLD
@@ -144,7 +144,18 @@ def reference(connection: Connection, row: OutboxRow) -> str | None:
 
 
 def holding(connection: Connection, route: str) -> list[OutboxRow]:
-    """The newest page that a route took of each outage that holds."""
+    """The newest page that a route took of each outage that holds, where none is on its way."""
+    coming = OUTBOX.alias()
+    on_its_way = exists().where(
+        coming.c.rule == OUTBOX.c.rule,
+        coming.c.cluster == OUTBOX.c.cluster,
+        coming.c.episode == OUTBOX.c.episode,
+        coming.c.route == route,
+        coming.c.action.in_(["trigger", "escalate", "resolve"]),
+        coming.c.sent_unix_ms.is_(None),
+        coming.c.dropped_unix_ms.is_(None),
+        coming.c.held_reason.is_(None),
+    )
     newest = (
         select(func.max(OUTBOX.c.seq))
         .join(
@@ -160,6 +171,7 @@ def holding(connection: Connection, route: str) -> list[OutboxRow]:
             OUTBOX.c.route == route,
             OUTBOX.c.action.in_(["trigger", "escalate"]),
             OUTBOX.c.sent_unix_ms.is_not(None),
+            ~on_its_way,
         )
         .group_by(OUTBOX.c.rule, OUTBOX.c.cluster)
     )

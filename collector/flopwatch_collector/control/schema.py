@@ -74,6 +74,7 @@ INCIDENT: Final = Table(
     Column("closed_by", Text),
     _moment("closed_unix_ms"),
     Column("closed_value", Double),
+    Column("said_by", Text, nullable=False, server_default=""),
     Column("version", Integer, nullable=False),
 )
 

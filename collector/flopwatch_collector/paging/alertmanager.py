@@ -25,6 +25,7 @@ from flopwatch_proto.errors import FlopwatchError, RetryableError
 
 HOLDS_MS: Final = 4 * 60_000
 NOTICE_HOLDS_MS: Final = 15 * 60_000
+LABELS_KEPT: Final = 8
 
 
 class Alertmanager:
@@ -44,18 +45,29 @@ class Alertmanager:
         if row.action == "notice":
             await self._tell([notice(body, now_unix_ms)])
             return before
-        ended = [] if before is None else [ending(body, json.loads(before), now_unix_ms)]
+        known = labels_of(before)
         if row.action == "resolve":
-            await self._tell(ended)
+            await self._tell([ending(body, labels, now_unix_ms) for labels in known])
             return before
         told = alert(body, now_unix_ms)
         # One that was sent before a crash, and is sent again, is not ended by itself.
-        await self._tell([*(one for one in ended if one["labels"] != told["labels"]), told])
-        return json.dumps(told["labels"])
+        over = [labels for labels in known if labels != told["labels"]]
+        await self._tell([*(ending(body, labels, now_unix_ms) for labels in over), told])
+        return json.dumps([told["labels"], *over][:LABELS_KEPT])
 
     async def remind(self, rows: Iterable[OutboxRow], now_unix_ms: int) -> None:
-        """Tell again what holds: the last page of each outage. Raises: as `Channel`."""
-        await self._tell([alert(json.loads(row.body), now_unix_ms) for row in rows])
+        """Tell again what holds: the last page of each outage. Raises: as `Channel`.
+
+        A member that did not hear of an escalation holds what was before it, until it is told.
+        """
+        told: list[dict[str, Any]] = []
+        for row in rows:
+            body = json.loads(row.body)
+            since = row.sent_unix_ms or 0
+            if now_unix_ms - since < HOLDS_MS:
+                told.extend(ending(body, over, since) for over in labels_of(row.provider_ref)[1:])
+            told.append(alert(body, now_unix_ms))
+        await self._tell(told)
 
     async def read(self, path: str) -> Any:
         """Return what the first member that answers has below its API. Raises: as `Channel`."""
@@ -95,8 +107,17 @@ class Alertmanager:
         answers = await asyncio.gather(*tries, return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         for error in errors:
-            if len(errors) == len(answers) or not isinstance(error, FlopwatchError):
+            if not isinstance(error, FlopwatchError):
                 raise error
+        if len(errors) == len(answers):
+            # A page is refused where every member refuses it.
+            raise next((e for e in errors if isinstance(e, RetryableError)), errors[0])
+
+
+def labels_of(reference: str | None) -> list[dict[str, str]]:
+    """Return the labels that an outage went by, the newest first."""
+    known = [] if reference is None else json.loads(reference)
+    return known if isinstance(known, list) else [known]
 
 
 def alert(body: dict[str, Any], now_unix_ms: int) -> dict[str, Any]:
@@ -114,7 +135,12 @@ def alert(body: dict[str, Any], now_unix_ms: int) -> dict[str, Any]:
     }
     return {
         "labels": {name: text for name, text in labels.items() if text},
-        "annotations": {"summary": body["summary"], "command": body["command"], **body["links"]},
+        "annotations": {
+            "summary": body["summary"],
+            "description": body.get("text", ""),
+            "command": body["command"],
+            **body["links"],
+        },
         "startsAt": body["since"] or rfc3339(now_unix_ms),
         "endsAt": rfc3339(now_unix_ms + HOLDS_MS),
         "generatorURL": body["links"].get("dashboard", ""),

@@ -35,6 +35,8 @@ from flopwatch_proto.errors import PermanentError, RetryableError
 
 BACKOFF_MS_MIN: Final = 1_000
 BACKOFF_MS_MAX: Final = 60_000
+RESOLVE_TRIES_MIN: Final = 3
+"""An alert that stays open for ever is worse than two requests that are refused once more."""
 FALLBACK_AFTER_MS: Final = 2 * 60_000
 HELD_RECHECK_MS: Final = 10_000
 POLL_S: Final = 1.0
@@ -212,6 +214,9 @@ class Sender:
             async with asyncio.timeout(self._try_seconds_max):
                 reference = await channel.send(row, self._clock())
         except PermanentError as exc:
+            if row.action == "resolve" and row.attempts < RESOLVE_TRIES_MIN:
+                await self._aside(self._failed, row, str(exc))
+                return
             self.counters.refused += 1
             await self._aside(self._refused, row, str(exc))
         except RetryLater as exc:

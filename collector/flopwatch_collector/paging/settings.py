@@ -33,7 +33,8 @@ class RouteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         peers: the other members of an Alertmanager cluster: each is told everything.
         channel: where Slack posts: an id or a name.
         secret_file, secret_env: where the signing secret, routing key or token is read from; one of them.
-        clusters, rules, owners, severities: shell patterns; a page must match one of each.
+        clusters, rules, owners, severities, teams: shell patterns; a page must match one of each. Its team
+            is that of the largest loss; a page that knows of none matches ``*`` alone.
         send_simulated: False keeps pages of simulated clusters off this route.
         timeout_s: seconds for one try.
         digest: whether the daily line about standing outages goes here.
@@ -51,18 +52,29 @@ class RouteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rules: tuple[str, ...] = ("*",)
     owners: tuple[str, ...] = ("*",)
     severities: tuple[str, ...] = ("*",)
+    teams: tuple[str, ...] = ("*",)
     send_simulated: bool = True
     timeout_s: float = 10.0
     digest: bool = False
     per_minute: int | None = None
 
-    def takes(self, *, rule: str, cluster: str, simulated: bool, severity: str, owner: str) -> bool:
+    def takes(
+        self,
+        *,
+        rule: str,
+        cluster: str,
+        simulated: bool,
+        severity: str,
+        owner: str,
+        team: str = "",
+    ) -> bool:
         """Whether pages of an outage go to this route. owner: who can act (`paging.owner`)."""
         asked = (
             (cluster, self.clusters),
             (rule, self.rules),
             (owner, self.owners),
             (severity, self.severities),
+            (team, self.teams),
         )
         return (self.send_simulated or not simulated) and all(
             any(fnmatchcase(name, pattern) for pattern in patterns) for name, patterns in asked

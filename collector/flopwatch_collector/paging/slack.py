@@ -69,14 +69,10 @@ class Slack:
 def message(body: dict[str, Any]) -> dict[str, Any]:
     """Return a message: the summary, and below it what was lost, behind whom, and what to type."""
     color = RESOLVED_COLOR if body["state"] == "resolved" else COLORS[body["severity"]]
-    lost = ", ".join(f"{loss['step']} {loss['points']:.1f}pt" for loss in body["largest_losses"])
-    behind = ", ".join(f"{cause['kind']} {cause['name']}" for cause in body["causes"][:5])
     lines = [
         *(escaped(line) for line in body.get("lines", ())),
-        f"lost: {escaped(lost)}" if lost else "",
-        f"behind it: {escaped(behind)}" if behind else "",
+        *(escaped(line) for line in body.get("text", "").split("\n")),
         f"`{escaped(body['command'])}`",
-        " · ".join(f"<{href}|{name}>" for name, href in body["links"].items()),
     ]
     text = escaped(body["summary"])
     below = {"color": color, "text": "\n".join(line for line in lines if line), "fallback": text}

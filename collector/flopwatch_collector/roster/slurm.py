@@ -145,8 +145,8 @@ def judge(
         by_card = _words(node, known, holders[node.name], rule, reading, said)
         if held is not None:
             by_card = with_held(by_card, held)
-        names = (node.reservation or "") if held is None else held.names
-        words = [word.reserved(names) for word in _placed(by_card, places, node, said)]
+        holder = (node.reservation or "") if held is None else held.names
+        words = [word.reserved(holder) for word in _placed(by_card, places, node, said)]
         free = sum(word.bucket == Bucket.FREE for word in words)
         frees.append(
             NodeFree(

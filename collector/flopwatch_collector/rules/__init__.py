@@ -25,7 +25,8 @@ class Observation:
     """What was known of one cluster at one tick, for one rule.
 
     Attributes:
-        rule: ``allocation`` (newest complete interval) or ``mfu`` (trailing two minutes).
+        rule: ``allocation`` (newest complete interval), ``mfu`` (trailing two minutes), or a rule that
+            counts.
         device_kind: ``gpu``; processors (``cpu``) are never judged.
         tick_unix_ms: end of what was observed, a multiple of the interval.
         lo, hi, value: bounds and value of the ratio, 0..1; None where nothing is known.
@@ -42,6 +43,8 @@ class Observation:
         in_service_nodes: nodes in service at the tick; None where not counted.
         subjects: how many nodes, cards or jobs a counting rule is about; None of a ratio.
         subjects_in_all: of how many.
+        subjects_unseen: more that were counted when last seen, and are unseen now.
+        since_unix_ms: subject → since when it is as it is, of a rule that counts what lasts.
         witnessed_missing_points: part of ``lost_points["MISSING"]`` that a witness (a roster's word)
             vouches for; the rest is missing by silence alone.
     """
@@ -69,3 +72,5 @@ class Observation:
     witnessed_missing_points: float = 0.0
     subjects: int | None = None
     subjects_in_all: int | None = None
+    subjects_unseen: int = 0
+    since_unix_ms: Mapping[str, int] = field(default_factory=dict)

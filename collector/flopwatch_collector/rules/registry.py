@@ -1,6 +1,7 @@
 """RULES: every rule with its defaults, in the order in which they are judged.
 
-``blind`` comes first: a mass silence holds the pages of what it would only repeat.
+``blind`` comes first: a mass silence holds the pages of what it would only repeat. So does any rule that
+another one's ``said_by`` names: it stands before it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
-from flopwatch_collector.rules import Observation, allocation, blind, coverage, data_missing, mfu
+from flopwatch_collector.rules import (
+    Observation,
+    agent_unhealthy,
+    allocation,
+    blind,
+    card_failed,
+    certificate_ending,
+    collector_unhealthy,
+    coverage,
+    data_missing,
+    job_regression,
+    job_stalled,
+    mfu,
+    node_silent,
+    probe_failed,
+    rogue,
+    slow_card,
+    throttled,
+)
 from flopwatch_collector.rules.settings import (
     BASES,
     SEVERITIES,
@@ -25,6 +44,19 @@ Judge = Callable[[Observation, RuleSettings], Verdict]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SaidBy:
+    """A rule whose page says already what another's would.
+
+    Attributes:
+        rule: its name.
+        causes: leading causes (buckets, steps) with which it does; empty: with any.
+    """
+
+    rule: str
+    causes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """A rule of the listing.
 
@@ -32,8 +64,10 @@ class Rule:
         name: as in configuration, API and pages.
         short: as on a lock screen.
         owner: who can act where no loss tells: as in the waterfall; empty: nobody in particular.
-        reads: the observation it judges: ``allocation`` or ``mfu``.
+        reads: the observation it judges: ``allocation``, ``mfu``, or its own where it counts.
         judge: the verdict, pure.
+        says: the figure on a page where it is no ratio; None: it is one.
+        said_by: rules that it waits for, to whose pages its own would add nothing.
         defaults: what it works with where nothing is configured.
     """
 
@@ -42,7 +76,14 @@ class Rule:
     reads: str
     judge: Judge
     owner: str = ""
+    says: Callable[[Observation], str] | None = None
+    said_by: tuple[SaidBy, ...] = ()
     defaults: RuleSettings
+
+
+_BLIND: Final = (SaidBy(rule="blind"), SaidBy(rule="data_missing"))
+_ANY: Final = 1.0
+"""Line of rules that count: any share of the whole is one too many."""
 
 
 RULES: Final = (
@@ -72,6 +113,7 @@ RULES: Final = (
         short="data",
         reads="allocation",
         judge=data_missing.judge,
+        said_by=(SaidBy(rule="blind"),),
         defaults=RuleSettings(line=0.96, for_s=300, clear_s=300),
     ),
     Rule(
@@ -93,7 +135,115 @@ RULES: Final = (
         short="coverage",
         reads="mfu",
         judge=coverage.judge,
+        said_by=_BLIND,
         defaults=RuleSettings(line=0.90, for_s=600, hysteresis_points=2),
+    ),
+    Rule(
+        name="node_silent",
+        short="silent",
+        reads="node_silent",
+        owner="hardware",
+        judge=node_silent.judge,
+        says=node_silent.says,
+        said_by=(*_BLIND, SaidBy(rule="allocation", causes=frozenset({"MISSING", "FAILED"}))),
+        defaults=RuleSettings(line=_ANY, for_s=60, clear_s=300, window_s=600, escalate_times=2),
+    ),
+    Rule(
+        name="card_failed",
+        short="failed",
+        reads="card_failed",
+        owner="hardware",
+        judge=card_failed.judge,
+        says=card_failed.says,
+        said_by=(SaidBy(rule="allocation", causes=frozenset({"FAILED"})),),
+        defaults=RuleSettings(line=_ANY, for_s=300, escalate_times=2),
+    ),
+    Rule(
+        name="throttled",
+        short="throttled",
+        reads="throttled",
+        owner="facility",
+        judge=throttled.judge,
+        says=throttled.says,
+        said_by=(SaidBy(rule="mfu", causes=frozenset({"clock"})),),
+        defaults=RuleSettings(
+            line=0.90, for_s=600, hysteresis_points=2, count_min=8, escalate_times=2
+        ),
+    ),
+    Rule(
+        name="rogue",
+        short="rogue",
+        reads="rogue",
+        owner="workload",
+        judge=rogue.judge,
+        says=rogue.says,
+        defaults=RuleSettings(line=_ANY, for_s=600, severity="info"),
+    ),
+    Rule(
+        name="job_stalled",
+        short="stalled",
+        reads="job_stalled",
+        owner="workload",
+        judge=job_stalled.judge,
+        says=job_stalled.says,
+        said_by=(SaidBy(rule="mfu", causes=frozenset({"sm_idle", "no_process"})),),
+        defaults=RuleSettings(line=_ANY, for_s=0, clear_s=120, window_s=600, escalate_times=2),
+    ),
+    Rule(
+        name="job_regression",
+        short="regressed",
+        reads="job_regression",
+        owner="workload",
+        judge=job_regression.judge,
+        says=job_regression.says,
+        said_by=(SaidBy(rule="mfu"), SaidBy(rule="job_stalled")),
+        defaults=RuleSettings(line=_ANY, for_s=600, clear_s=1800, escalate_times=2),
+    ),
+    Rule(
+        name="slow_card",
+        short="slow",
+        reads="slow_card",
+        owner="hardware",
+        judge=slow_card.judge,
+        says=slow_card.says,
+        defaults=RuleSettings(line=_ANY, for_s=600, clear_s=1800, escalate_times=2),
+    ),
+    Rule(
+        name="probe_failed",
+        short="probe",
+        reads="probe_failed",
+        owner="hardware",
+        judge=probe_failed.judge,
+        says=probe_failed.says,
+        defaults=RuleSettings(line=_ANY, for_s=0, escalate_times=2),
+    ),
+    Rule(
+        name="agent_unhealthy",
+        short="unwell",
+        reads="agent_unhealthy",
+        owner="facility",
+        judge=agent_unhealthy.judge,
+        says=agent_unhealthy.says,
+        said_by=_BLIND,
+        defaults=RuleSettings(line=_ANY, for_s=900, count_min=3, escalate_times=2),
+    ),
+    Rule(
+        name="certificate_ending",
+        short="ending",
+        reads="certificate_ending",
+        owner="facility",
+        judge=certificate_ending.judge,
+        says=certificate_ending.says,
+        defaults=RuleSettings(line=_ANY, for_s=3600, escalate_times=2),
+    ),
+    Rule(
+        name="collector_unhealthy",
+        short="collector",
+        reads="collector_unhealthy",
+        owner="facility",
+        judge=collector_unhealthy.judge,
+        says=collector_unhealthy.says,
+        defaults=RuleSettings(line=_ANY, for_s=600),
     ),
 )
 
@@ -107,6 +257,11 @@ def rule_named(name: str) -> Rule:
             return rule
     nearest = difflib.get_close_matches(name, RULE_NAMES, n=1, cutoff=0.0)[0]
     raise UsageError(f"rule {name!r} is unknown; the nearest known one is {nearest!r}")
+
+
+def by_default(cluster: str, rule: str) -> RuleSettings:
+    """What a rule works with on a cluster where nothing is configured."""
+    return rule_named(rule).defaults
 
 
 def settings_of(rule: Rule, cluster: str, config: RulesConfig) -> RuleSettings:

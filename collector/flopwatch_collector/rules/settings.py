@@ -21,7 +21,8 @@ class RuleSettings:
 
     Attributes:
         enabled: whether the rule is judged at all.
-        line: the ratio, 0..1, below which the rule breaches.
+        line: the ratio, 0..1, below which the rule breaches; of a rule that counts, the share that is well
+            at which it does: 1 for any count.
         for_s: seconds that a breach must hold before it fires.
         clear_s: seconds that the figure must hold above the hysteresis line before it resolves.
         hysteresis_points: points of 100 above the line that clear an outage.
@@ -36,7 +37,8 @@ class RuleSettings:
         basis: ``datasheet`` or ``achievable``: the peak that MFU is a share of.
         workload_classes: classes that the MFU rule counts.
         nodes_min, nodes_ratio_min, window_s: mass silence: this many nodes, or this share of them
-            (the larger of both), that fell silent within the window.
+            (the larger of both), that fell silent within the window; of a silent node and a stalled job:
+            how long it has been so before it counts.
     """
 
     enabled: bool = True
@@ -90,6 +92,17 @@ class ClusterRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     coverage: RuleOverride = RuleOverride()
     data_missing: RuleOverride = RuleOverride()
     blind: RuleOverride = RuleOverride()
+    node_silent: RuleOverride = RuleOverride()
+    card_failed: RuleOverride = RuleOverride()
+    throttled: RuleOverride = RuleOverride()
+    rogue: RuleOverride = RuleOverride()
+    job_stalled: RuleOverride = RuleOverride()
+    job_regression: RuleOverride = RuleOverride()
+    slow_card: RuleOverride = RuleOverride()
+    probe_failed: RuleOverride = RuleOverride()
+    agent_unhealthy: RuleOverride = RuleOverride()
+    certificate_ending: RuleOverride = RuleOverride()
+    collector_unhealthy: RuleOverride = RuleOverride()
 
 
 class RulesConfig(ClusterRules, frozen=True, kw_only=True, forbid_unknown_fields=True):

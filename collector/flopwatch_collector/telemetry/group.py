@@ -106,6 +106,10 @@ class GroupCommit(Generic[From]):
         payload = base64.b64encode(batch.payload).decode() if keep else None
         return of_refusal(origin, batch, code=code, message=message, payload=payload)
 
+    async def ended(self) -> None:
+        """Return when it was stopped. Raises: what ended it otherwise; nothing is committed after that."""
+        await asyncio.shield(self._task)
+
     async def stop(self, seconds_max: float) -> bool:
         """Commit what is queued and end; return whether all of it is stored."""
         self._stopping = True

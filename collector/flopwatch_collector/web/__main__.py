@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from flopwatch_collector.rules.settings import RulesConfig
 from flopwatch_collector.telemetry.remote import RemoteStore
 from flopwatch_collector.web.answers import Answers
 from flopwatch_collector.web.app import create_app
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             answers=Answers(time.monotonic),
             now_unix_ms=lambda: now_ns() // 1_000_000,
             deployment=flags.deployment,
+            rules=msgspec.json.decode(flags.rules, type=RulesConfig),
             pagerduty_secret_file=flags.pagerduty_secret_file,
             reference_dtypes=dict(flags.reference_dtype),
         )
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--control", required=True, help="DSN of the control store")
     parser.add_argument("--deployment", default="", help="name shown beside flopwatch")
+    parser.add_argument("--rules", default="{}", help="settings of the rules, as JSON")
     parser.add_argument(
         "--pagerduty-secret-file", default="", help="what PagerDuty signs its webhooks with"
     )

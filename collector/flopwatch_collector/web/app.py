@@ -10,6 +10,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
 
+from flopwatch_collector.incident_state import IncidentState
 from flopwatch_collector.web import (
     api,
     audit,
@@ -23,6 +24,7 @@ from flopwatch_collector.web import (
     pages,
     problems,
     responses,
+    rule_gauges,
     team_page,
     teams,
     turn,
@@ -31,6 +33,7 @@ from flopwatch_collector.web import (
 from flopwatch_collector.web.answers import LIVE_KEPT_S
 from flopwatch_collector.web.asked import DEFAULT_WINDOW, window_of
 from flopwatch_collector.web.headers import SecureHeaders
+from flopwatch_collector.web.outages import OPEN_STATES
 from flopwatch_collector.web.sources import Sources
 from flopwatch_proto.errors import FlopwatchError
 
@@ -83,8 +86,25 @@ async def _metrics(request: Request) -> Response:
         fleet, _ = await api.fleet_of(sources, window, LIVE_KEPT_S)
     except FlopwatchError:
         pass  # the two gauges of this process say so
-    text = exposition.exposition(texts, fleet, sources.books.newest())
+    judged, incidents = await _ruled(sources)
+    text = exposition.exposition(texts, fleet, sources.books.newest(), judged, incidents)
     return Response(text, media_type=exposition.MEDIA_TYPE)
+
+
+async def _ruled(
+    sources: Sources,
+) -> tuple[list[rule_gauges.Judgement], list[IncidentState]]:
+    """What rules say now, and the outages that hold; nothing where the control store does not answer."""
+
+    def read() -> tuple[list[rule_gauges.Judgement], list[IncidentState]]:
+        store = sources.control.store()
+        observed = rule_gauges.newest(store, sources.now_unix_ms())
+        return rule_gauges.judgements(observed, sources.rules), store.incidents(OPEN_STATES)
+
+    try:
+        return await asyncio.to_thread(read)
+    except FlopwatchError:
+        return [], []
 
 
 async def _healthz(request: Request) -> Response:

@@ -11,6 +11,8 @@ from prometheus_client.registry import Collector
 
 from flopwatch_collector.audit.books import Books
 from flopwatch_collector.audit.losses import CAUSES, GAP, OTHER, QUARANTINE
+from flopwatch_collector.incident_state import IncidentState
+from flopwatch_collector.web.rule_gauges import Judgement, RuleGauges
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 CLUSTERS_MAX: Final = 200
@@ -184,15 +186,29 @@ def _labels(cluster: Mapping[str, Any]) -> list[str]:
     return [cluster["name"], "true" if cluster["simulated"] else "false"]
 
 
+def _bounded(
+    judged: Sequence[Judgement], incidents: Sequence[IncidentState]
+) -> tuple[list[Judgement], list[IncidentState]]:
+    named = {(of.simulated, of.cluster) for of in judged}
+    named |= {(of.simulated, of.cluster) for of in incidents}
+    shown = {cluster for _, cluster in sorted(named)[:CLUSTERS_MAX]}
+    return [of for of in judged if of.cluster in shown], [
+        of for of in incidents if of.cluster in shown
+    ]
+
+
 def exposition(
     collector_metrics: str | None,
     fleet: Mapping[str, Any] | None,
     books: Sequence[Books] | None = None,
+    judged: Sequence[Judgement] = (),
+    incidents: Sequence[IncidentState] = (),
 ) -> str:
     """Return the text of `/metrics`; None for what did not answer."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Figures(fleet))
     registry.register(_Data(books or ()))
+    registry.register(RuleGauges(*_bounded(judged, incidents)))
     up = (
         "# HELP flopwatch_web_collector_up 1 where the collector answered this scrape.\n"
         "# TYPE flopwatch_web_collector_up gauge\n"

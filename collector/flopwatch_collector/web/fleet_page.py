@@ -166,11 +166,14 @@ def _strip(page: Page, shown: Sequence[Json]) -> dict[str, Any]:
 
 
 def _rule_word(rule: str) -> str:
-    return {"mfu": "MFU", "data_missing": "data missing"}.get(rule, rule)
+    return {"mfu": "MFU"}.get(rule, rule.replace("_", " "))
 
 
 def _outage(outage: Json, now_unix_ms: int) -> dict[str, Any]:
     value, line = outage["value"], outage["threshold"]
+    subjects = outage.get("subjects")  # of a rule that counts: its figure is no percentage
+    if subjects is not None:
+        value = line = None
     below = ""
     if value is not None and line is not None:
         gap = 100 * (value - line)
@@ -190,7 +193,8 @@ def _outage(outage: Json, now_unix_ms: int) -> dict[str, Any]:
         ],
         "cluster": outage["cluster"],
         "rule": _rule_word(outage["rule"]),
-        "value": wording.percent(value, line=line),
+        "value": wording.percent(value, line=line) if subjects is None else f"{subjects:,}",
+        "counts": subjects is not None,
         "below": below,
         "since": outage["since"],
         "age": wording.length((now_unix_ms - since) / 1000),

@@ -59,6 +59,8 @@ def open_outage(state: IncidentState) -> dict[str, Any] | None:
         "standing_since": _moment(state.standing_since_unix_ms),
         "judged": _moment(state.last_eval_unix_ms or None),
         "paged_value": state.paged_value,
+        "said_by": state.said_by or None,
+        "subjects": state.subjects,
         "causes": [asdict(cause) for cause in state.causes],
     }
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from flopwatch_collector.audit import books
 from flopwatch_collector.audit.books import Books
 from flopwatch_collector.control.store import ControlStore
+from flopwatch_collector.rules.settings import RulesConfig
 from flopwatch_collector.telemetry import NO_PARAMETERS
 from flopwatch_collector.web.answers import Answers
 from flopwatch_collector.web.lookout import Lookout
@@ -61,6 +62,7 @@ class Sources:
         deployment: the name pages carry; empty: none.
         pagerduty_secret_file: with what PagerDuty signs its webhooks; empty: none is taken.
         reference_dtypes: cluster → dtype whose peak its waterfall is of.
+        rules: settings of the rules, for the gauges of what they say now.
         readings: held while the readings of a capture are in memory: one at a time.
         books: of all clusters; read every 5 minutes, as long as somebody asks.
     """
@@ -72,6 +74,7 @@ class Sources:
     deployment: str = ""
     pagerduty_secret_file: str = ""
     reference_dtypes: Mapping[str, str] = field(default_factory=dict)
+    rules: RulesConfig = field(default_factory=RulesConfig)
     listeners: int = field(default=0)
     readings: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     books: Lookout[list[Books]] = field(init=False)

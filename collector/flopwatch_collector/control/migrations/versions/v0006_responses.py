@@ -1,4 +1,4 @@
-"""What people do about outages: resolve by hand, note; and silences that were made elsewhere."""
+"""What people do about outages: resolve by hand, note; silences made elsewhere; what says it already."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def upgrade() -> None:
     op.add_column("incident", sa.Column("closed_by", sa.Text))
     op.add_column("incident", sa.Column("closed_unix_ms", sa.BigInteger))
     op.add_column("incident", sa.Column("closed_value", sa.Double))
+    said_by = sa.Column("said_by", sa.Text, nullable=False, server_default="")
+    op.add_column("incident", said_by)
     op.add_column("silence", sa.Column("origin", sa.Text, nullable=False, server_default=""))
     serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.create_table(
