@@ -42,9 +42,7 @@ PAGING = PagingConfig(
 
 def test_the_summary_says_where_what_how_long_and_why() -> None:
     built = page.build(STATE, TRIGGER, NOW_MS, PAGING)
-    assert built.summary == (
-        "atlas alloc 91.2% (<96.0) 23m: nodes down -4.2pt"
-    )
+    assert built.summary == ("atlas alloc 91.2% (<96.0) 23m: nodes down -4.2pt")
 
 
 def test_the_body_carries_everything_that_needs_no_login() -> None:
@@ -56,9 +54,7 @@ def test_the_body_carries_everything_that_needs_no_login() -> None:
     assert body["lost_points"] == dict(STATE.lost_points)
     assert [loss["step"] for loss in body["largest_losses"]] == ["MISSING", "FREE", "FAILED"]
     assert body["causes"] == [{"kind": "node", "name": "atlas-0012", "cards": 8, "points": 1.6}]
-    assert body["command"] == (
-        "flopwatch cluster atlas --window 15m --end 2027-01-15T08:00:00Z"
-    )
+    assert body["command"] == ("flopwatch cluster atlas --window 15m --end 2027-01-15T08:00:00Z")
     assert body["links"]["api"].endswith("/clusters/atlas?window=15m&end=2027-01-15T08%3A00%3A00Z")
     assert (body["action"], body["state"], body["simulated"]) == ("trigger", "firing", False)
 

@@ -1,4 +1,4 @@
-"""What a replay reads: kept observations as they were, minutes for what minutes say, and what two sets come to."""
+"""What a replay reads, what full minutes say of an outage, and what two sets of rules come to."""
 
 from __future__ import annotations
 
@@ -116,6 +116,8 @@ def test_two_sets_of_rules_are_counted_and_paired() -> None:
     assert [(of.pages, of.outages, of.line) for of in of_each] == [(2, 1, 0.96), (1, 1, 0.9)]
     assert [of.out_ms for of in of_each] == [70 * MINUTE_MS, 40 * MINUTE_MS]
     (pair,) = pairs(*(paged(player.outages, window) for player in players))
-    assert pair.today and pair.tried and pair.today.began_unix_ms < pair.tried.began_unix_ms
+    assert pair.today
+    assert pair.tried
+    assert pair.today.began_unix_ms < pair.tried.began_unix_ms
     only_today = pairs(paged(players[0].outages, window), [])
     assert [(of.today, of.tried) for of in only_today] == [(pair.today, None)]
