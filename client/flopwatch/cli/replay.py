@@ -207,18 +207,21 @@ def _answer(
 @contextmanager
 def _progress(cluster: str, window: Window) -> Iterator[Any]:
     bar = counted()
-    minutes = (window.until_unix_ms - window.since_unix_ms) // _MINUTE_MS
-    task = bar.add_task(f"{cluster}, minutes", total=minutes)
+    task = bar.add_task(f"{cluster}, minutes", total=None)
+    began_unix_ms: int | None = None
 
     def show(at_unix_ms: int) -> None:
+        nonlocal began_unix_ms
+        if began_unix_ms is None:
+            began_unix_ms = at_unix_ms  # of the days before the window, where they were kept
         bar.start()  # not before there is progress: what is refused is one line
-        done = max(0, at_unix_ms - window.since_unix_ms) // _MINUTE_MS
-        bar.update(task, completed=done)
+        total = (window.until_unix_ms - began_unix_ms) // _MINUTE_MS
+        bar.update(task, total=total, completed=(at_unix_ms - began_unix_ms) // _MINUTE_MS)
 
     try:
         yield show
-        if bar.live.is_started:
-            bar.update(task, completed=minutes)
+        if began_unix_ms is not None:
+            show(window.until_unix_ms)
     finally:
         if bar.live.is_started:
             bar.stop()
