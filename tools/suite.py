@@ -23,7 +23,7 @@ BESIDE: Final = (
     ("tests/e2e", f"--ignore={ELSEWHERE}"),
     (ELSEWHERE, "tests/cluster", "tests/slurm", "tests/systemd", "tests/test_verify_gpu.py"),
     ("tests/collector", "tests/web"),
-    ("tests/campaign",),
+    ("tests/campaign", "tests/paging"),
 )
 
 

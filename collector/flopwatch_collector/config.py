@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from flopwatch_collector import excused
-from flopwatch_collector.excused import ExcusedConfig
+from flopwatch_collector import excused_settings
+from flopwatch_collector.excused_settings import ExcusedConfig
 from flopwatch_collector.paging import settings as paging
 from flopwatch_collector.paging.settings import PagingConfig
 from flopwatch_collector.roster.kubernetes_settings import KubernetesConfig
@@ -152,7 +152,7 @@ def load(
             "control.dsn carries a password, which other processes could read; keep it in a file:"
             " postgresql+psycopg://user@host/database?passfile=/etc/flopwatch/pgpass"
         )
-    excused.validate(config.excused)
+    excused_settings.validate(config.excused)
     paging.validate(config.paging)
     registry.validate(config.rules)
     return config

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
-import msgspec
 import numpy as np
 
+from flopwatch_collector.excused_settings import ExcusedConfig, SparesConfig
 from flopwatch_collector.ledger.draft import CLASS, Lines
 from flopwatch_collector.ledger.evidence import Bools, Ints
 from flopwatch_collector.roster.said import reservations_of
-from flopwatch_proto.errors import UsageError
 from flopwatch_proto.rows import ALLOCATED_BUCKETS, Bucket
 
 # Of a rack with more lost cards than spares, those go first that are meant to stand by.
@@ -40,34 +39,6 @@ _RANK: Final = np.array(
 )
 
 
-class SparesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One ``[[excused.spares]]``: racks that need not be full.
-
-    Attributes:
-        cluster: a name.
-        rack: a regular expression of nodes; its first group names the rack: ``(r[0-9]+)-.*``.
-        cards_needed: of each rack; those beyond are spares, 8 where 64 of 72 are needed.
-    """
-
-    cluster: str
-    rack: str
-    cards_needed: int
-
-
-class ReservationConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One ``[[excused.reservation]]``. Attributes: name: of the scheduler, a shell pattern."""
-
-    cluster: str
-    name: str
-
-
-class ExcusedConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The section ``[excused]``: cards that rules do not expect in use."""
-
-    spares: tuple[SparesConfig, ...] = ()
-    reservation: tuple[ReservationConfig, ...] = ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Excuses:
     """What holds for one cluster now. Attributes: nodes: shell patterns of nodes in maintenance."""
@@ -82,20 +53,6 @@ class Excuses:
 
 
 NONE: Final = Excuses()
-
-
-def validate(config: ExcusedConfig) -> None:
-    """Check the patterns. Raises: UsageError naming the key and the fix."""
-    for number, spares in enumerate(config.spares):
-        key = f"excused.spares[{number}]"
-        try:
-            groups = re.compile(spares.rack).groups
-        except re.error as exc:
-            raise UsageError(f"{key}.rack is no regular expression: {exc}") from exc
-        if not groups:
-            raise UsageError(f"{key}.rack names no rack; put it in brackets: (r[0-9]+)-.*")
-        if spares.cards_needed < 0:
-            raise UsageError(f"{key}.cards_needed must be 0 or more")
 
 
 def excuses_of(config: ExcusedConfig, cluster: str, nodes: Sequence[str] = ()) -> Excuses:

@@ -55,10 +55,11 @@ class Node:
         self._base = base_unix_ms
         self._pace_seconds = pace_seconds
         self._chance = random.Random(name)
+        self._ending = False
         self._tasks = [asyncio.create_task(self.stream.run()), asyncio.create_task(self._produce())]
 
     async def _produce(self) -> None:
-        while True:
+        while not self._ending:
             await self.append()
             await asyncio.sleep(self._chance.uniform(0.0, 2 * self._pace_seconds))
 
@@ -80,10 +81,11 @@ class Node:
 
     async def finish(self) -> None:
         """Append no more, deliver everything, take leave."""
-        self._tasks[1].cancel()
+        # Not cancelled: an append that is cut short goes on in its thread, and nobody would count it.
+        self._ending = True
         await asyncio.gather(self._tasks[1], return_exceptions=True)
         await self.stream.drained()
-        self.promised = self.spool.rows_produced  # the last append may have been cut short
+        self.promised = self.spool.rows_produced
         await self.stream.goodbye("stop")
         self._tasks[0].cancel()
         self.spool.close()

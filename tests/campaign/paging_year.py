@@ -28,7 +28,8 @@ import numpy as np
 import pyarrow as pa
 
 from evidence_tables import roster, row, slot
-from flopwatch_collector.excused import Excuses, SparesConfig
+from flopwatch_collector.excused import Excuses
+from flopwatch_collector.excused_settings import SparesConfig
 from flopwatch_collector.live import Live
 from flopwatch_collector.live_tables import COLUMNS, table_of
 from flopwatch_collector.paging.settings import PagingConfig, RouteConfig

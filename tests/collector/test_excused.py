@@ -8,14 +8,9 @@ from typing import Any
 import pytest
 
 from evidence_tables import MINUTE, roster, row, slot
-from flopwatch_collector import excused
-from flopwatch_collector.excused import (
-    ExcusedConfig,
-    Excuses,
-    ReservationConfig,
-    SparesConfig,
-    excuses_of,
-)
+from flopwatch_collector import excused_settings
+from flopwatch_collector.excused import Excuses, excuses_of
+from flopwatch_collector.excused_settings import ExcusedConfig, ReservationConfig, SparesConfig
 from flopwatch_collector.live import Live
 from flopwatch_collector.roster.said import reservations_of
 from flopwatch_collector.rules import Observation
@@ -116,4 +111,4 @@ def test_excuses_are_of_one_cluster() -> None:
 def test_a_policy_that_says_nothing_is_refused(rack: str, needed: int, words: str) -> None:
     wrong = SparesConfig(cluster="atlas", rack=rack, cards_needed=needed)
     with pytest.raises(UsageError, match=rf"excused.spares\[0\].*{words}"):
-        excused.validate(ExcusedConfig(spares=(wrong,)))
+        excused_settings.validate(ExcusedConfig(spares=(wrong,)))

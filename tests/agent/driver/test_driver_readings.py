@@ -171,11 +171,16 @@ def test_the_sm_clock_is_the_mean_of_the_drivers_buffer(start: Start, script: Sc
     child = start()
     child.inventory()
     child.read()
-    script.add("device 0 sm_clock_mhz 2000")
-    child.ask(EventsRequest())  # the driver takes note of its new script when it is called
-    time.sleep(0.2)  # ten samples of its buffer
-    script.add("device 0 sm_clock_mhz 2000 @0 1000")  # now 1000 again, but not in the buffer
-    assert child.card().values["sm_clock_mhz"] > 1000
+    means = []
+    for _ in range(20):  # a machine that stalls here empties the buffer before it is read
+        script.add("device 0 sm_clock_mhz 2000")
+        child.ask(EventsRequest())  # the driver takes note of its new script when it is called
+        time.sleep(0.2)  # ten samples of its buffer
+        script.add("device 0 sm_clock_mhz 2000 @0 1000")  # now 1000 again, but not in the buffer
+        means.append(child.card().values["sm_clock_mhz"])
+        if means[-1] > 1000:
+            break
+    assert max(means) > 1000
 
 
 def test_an_idle_cards_empty_buffer_falls_back_to_the_clock_now(
